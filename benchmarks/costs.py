@@ -2,13 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from datetime import date
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -32,14 +31,7 @@ from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import expected_top1
 from fastft.report.charts import Canvas, svg_file, svg_text
 
-README_RECIPES = (
-    "probe_dinov2_b14",
-    "probe_dinov2_l14",
-    "probe_dinov3_l16",
-    "brief_b16_half",
-    "final_b16",
-    "final_l14",
-)
+README_RECIPES = "probe_dinov2_b14", "probe_dinov2_l14", "probe_dinov3_l16", "brief_b16_half", "final_b16", "final_l14"
 PAPER_ROWS = {"baseline_b16": "baseline", "final_b16": "no mixup or CutMix", "final_b16_384": "resolution 384"}
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
 
@@ -98,7 +90,7 @@ def hours_at(recipe: Recipe, k: float, gpu: Gpu = GPUS[MAIN_GPUS[0]]) -> float:
     return estimate(recipe, gpu, MACHINE_GPUS, Mfu(k * roofline.value, "", ""), with_cores(gpu.cores)).gpu_hours
 
 
-def recipes(_: Any) -> str:
+def recipes() -> str:
     """Tabulate recipes with an expected top-1 or a published head for their tower, cheapest first."""
     rows = []
     for priced in _by_hours():
@@ -112,12 +104,12 @@ def recipes(_: Any) -> str:
         paper_hours = PUBLISHED["paper_hours"].get(PAPER_ROWS.get(recipe.name), "")
         rows.append([f"`{recipe.name}`", source, f"{priced.expected_top1:.1f}", *_hours(recipe),
                      f"{paper_hours:.1f}" if paper_hours else ""])  # fmt: skip
-        if recipe.name == BETTER_START[0]:
+        if recipe.name == BEFORE_START:
             rows.append(_better_start())
     return f"{markdown(RECIPE_HEAD, rows, 2)}\n\n{sentence()}"
 
 
-def readme(_: Any) -> str:
+def readme() -> str:
     """Tabulate some recipes for the README."""
     rows = []
     for priced in _by_hours():
@@ -144,11 +136,11 @@ RECIPE_HEAD = [
     "recipe", "source of the top-1", "expected top-1", *(f"{gpu}-hours" for gpu in MAIN_GPUS),
     "the paper's own V100-hours",
 ]  # fmt: skip
-BETTER_START = (
+BEFORE_START, LABEL, SERIES = (
     "frugal_b16_half",
     "laion2b, 12k",
     "half frozen",
-)  # the recipe before it, and its label and series in starts.yaml
+)  # the recipe before it; its names in starts.yaml
 
 
 def _size_note(recipe: Recipe) -> str:
@@ -169,14 +161,19 @@ def _head_row(recipe: Recipe) -> list[str]:
 
 def _better_start() -> list[str]:
     """Make the row for a start that has seen ImageNet-12k. timm's result for it is for the whole schedule."""
-    sweep, (_, label, series) = load_sweep(TABLES / "starts.yaml"), BETTER_START
-    row = next(row for row in sweep.rows if (row.label, row.series) == (label, series))
-    whole = next(row for row in sweep.rows if row.label == label and row.paper is not None)
+    recipe, top1 = _start_recipe()
     source = (
         "not run; timm's figure for these weights (laion2b, then ImageNet-12k), trained whole with its own schedule"
     )
-    top1 = f"({as_published(whole.paper)})"
-    return [f"`starts[{series}, {label}]`", source, top1, *_hours(load_recipe(sweep.reference(row))), ""]
+    return [f"`starts[{SERIES}, {LABEL}]`", source, f"({as_published(top1)})", *_hours(recipe), ""]
+
+
+def _start_recipe() -> tuple[Recipe, float]:
+    """Return this start's recipe, and timm's top-1."""
+    sweep = load_sweep(TABLES / "starts.yaml")
+    row = next(row for row in sweep.rows if (row.label, row.series) == (LABEL, SERIES))
+    top1 = next(row.paper for row in sweep.rows if row.label == LABEL and row.paper is not None)
+    return load_recipe(sweep.reference(row)), top1
 
 
 def sentence() -> str:
@@ -223,29 +220,17 @@ HOURS, TOP1 = (0.25, 120.0), (84.0, 88.6)  # ranges of the axes
 PICTURE = "H100"  # whose hours it shows
 
 
-@dataclass(frozen=True)
-class Point:
-    label: str
-    kind: str
-    hours: tuple[float, float]
-    top1: float
-
-
-def points() -> list[Point]:
-    """Return accuracy and modelled hours for the rows in the picture."""
+def points() -> list[tuple[str, str, tuple[float, float], float]]:
+    """Return (label, kind, modelled hours, top-1) for the rows in the picture."""
     found = []
     for name, (label, kind) in SHOWN.items():
         recipe = load_recipe(name)
         theirs = PUBLISHED["heads"].get(name)
         top1 = theirs["top1"] if theirs else expected_top1(recipe)
         assert top1 is not None, name
-        found.append(Point(label, kind, _ends(recipe), top1))
-    sweep, (_, label, series) = load_sweep(TABLES / "starts.yaml"), BETTER_START
-    row = next(row for row in sweep.rows if (row.label, row.series) == (label, series))
-    whole = next(row for row in sweep.rows if row.label == label and row.paper is not None)
-    assert whole.paper is not None
-    ends = _ends(load_recipe(sweep.reference(row)))
-    return [*found, Point("laion2b, then ImageNet-12k", "start", ends, whole.paper)]
+        found.append((label, kind, _ends(recipe), top1))
+    start, top1 = _start_recipe()
+    return [*found, ("laion2b, then ImageNet-12k", "start", _ends(start), top1)]
 
 
 def _ends(recipe: Recipe) -> tuple[float, float]:
@@ -254,7 +239,7 @@ def _ends(recipe: Recipe) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def picture(_: Any, theme: str) -> str:
+def picture(theme: str) -> str:
     """Draw accuracy over modelled hours: lines from the fastest to the slowest of the plan."""
     canvas = Canvas("narrow", 480, 456, (math.log(HOURS[0]), math.log(HOURS[1])), TOP1, left=44, right=16, bottom=116)
     return svg_file(list(_drawing(canvas)), canvas.width, canvas.height, theme)
@@ -267,19 +252,15 @@ def _drawing(c: Canvas) -> Iterator[Markup]:
         yield svg_text(c.left - 8, c.y(top1) + 4, f"{top1} %", "end")
     for hours in (0.3, 1, 3, 10, 30, 100):
         yield svg_text(c.x(math.log(hours)), floor + 18, f"{hours:g}", "middle")
-    for p in points():
-        style, (low, high) = KINDS[p.kind][0], (c.x(math.log(hours)) for hours in p.hours)
-        y, middle = c.y(p.top1), (low + high) / 2
+    for label, kind, ends, reached in points():
+        style, (low, high) = KINDS[kind][0], (c.x(math.log(hours)) for hours in ends)
+        y, middle = c.y(reached), (low + high) / 2
         yield Markup('<path class="line {}" d="M{:.1f} {:.1f}H{:.1f}"/>').format(style, low, y, high)
         yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(style, middle, y)
-        left = p.label.endswith(" ")
-        yield svg_text(low - GAP if left else high + GAP, y + 4, p.label.strip(), "end" if left else "start")
-    yield svg_text(
-        (c.left + c.width - c.right) / 2,
-        floor + 36,
-        f"ImageNet top-1 over {PICTURE}-hours, which are modelled",
-        "middle",
-    )
+        left = label.endswith(" ")
+        yield svg_text(low - GAP if left else high + GAP, y + 4, label.strip(), "end" if left else "start")
+    caption = f"ImageNet top-1 over {PICTURE}-hours, which are modelled"
+    yield svg_text((c.left + c.width - c.right) / 2, floor + 36, caption, "middle")
     for k, (style, legend) in enumerate(KINDS.values()):
         y = floor + 56 + 17 * k
         yield Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(style, c.left + 4, y - 4)
@@ -289,7 +270,7 @@ def _drawing(c: Canvas) -> Iterator[Markup]:
 # more tables
 
 
-def not_run(_: Any) -> str:
+def not_run() -> str:
     """Tabulate the ImageNet recipes whose accuracy nobody has measured."""
     names = [r.name for r in _by_hours() if r.group == NOT_RUN and r.name not in PUBLISHED["heads"]]
     recipes = list(map(load_recipe, names))
@@ -297,7 +278,7 @@ def not_run(_: Any) -> str:
     return markdown(["recipe", *(f"{gpu}-hours" for gpu in MAIN_GPUS)], rows)
 
 
-def starts(_: Any) -> str:
+def starts() -> str:
     """Tabulate timm's results for other B/16 starts, and what the paper's schedule costs from them."""
     sweep, rows = load_sweep(TABLES / "starts.yaml"), []
     for label in sweep.labels:
@@ -320,7 +301,7 @@ def _hours(recipe: Recipe, gpus: Sequence[str] = MAIN_GPUS) -> list[str]:
     return [format_hours(predicted) for predicted in predict(recipe, gpus).values()]
 
 
-def plans(_: Any) -> str:
+def plans() -> str:
     """Explain the rows of `fastft cost`."""
     rows = [
         [plan.name, f"{plan.fastest:.2f}: {plan.fastest_run}", f"{plan.slowest:.2f}: {plan.slowest_run}",
@@ -336,7 +317,7 @@ def plans(_: Any) -> str:
     )
 
 
-def cost_published(_: Any) -> str:
+def cost_published() -> str:
     """Tabulate the k of each published run."""
     parts = []
     for plan in PLANS:
@@ -358,28 +339,16 @@ def cost_published(_: Any) -> str:
 
 
 def _runs(runs: Sequence[PublishedRun]) -> str:
-    rows = [
-        [
-            f"{r.name}, {r.source}" + (f", read {r.read}" if r.read else ""),
-            r.gpu,
-            PATHS[r.path or chosen_path(GPUS[r.gpu])],
-            f"{r.model_mfu:.1%}",
-            f"{r.model_mfu / r.k:.1%}",
-            f"{r.k:.2f}",
-            r.remark,
-        ]
-        for r in runs
-    ]
-    head = [
-        "training, what its source says",
-        "GPU",
-        "precision",
-        "model MFU",
-        "our roofline for its model",
-        "k",
-        "differs from ours in",
-    ]
-    return markdown(head, rows, 3)
+    columns: dict[str, Callable[[PublishedRun], str]] = {
+        "training, what its source says": lambda r: f"{r.name}, {r.source}" + (f", read {r.read}" if r.read else ""),
+        "GPU": lambda r: r.gpu,
+        "precision": lambda r: PATHS[r.path or chosen_path(GPUS[r.gpu])],
+        "model MFU": lambda r: f"{r.model_mfu:.1%}",
+        "our roofline for its model": lambda r: f"{r.model_mfu / r.k:.1%}",
+        "k": lambda r: f"{r.k:.2f}",
+        "differs from ours in": lambda r: r.remark,
+    }
+    return markdown(list(columns), [[cell(run) for cell in columns.values()] for run in runs], 3)
 
 
 # models
@@ -396,7 +365,7 @@ TIMM_MODELS = (
 )  # fmt: skip
 
 
-def model_costs(_: Any) -> str:
+def model_costs() -> str:
     """Make a row per model: size, work, GPU-hours for the final and the frugal recipe, weights."""
     head = ["model", "px", "M parameters", "GFLOP per image"]
     head += [f"{gpu}-hours, `final` / `frugal`" for gpu in MAIN_GPUS]

@@ -1,34 +1,23 @@
 """The table in docs/step.md: what a step asks of a card, counted under a card that only answers (make test-fake-gpu)."""
 
-from pathlib import Path
-from typing import Any
-
-import msgspec
+from records import Row, document
 
 from beton_tools.base.console import markdown_table as markdown
 
-RESULTS = Path(__file__).parent / "results" / "fake_card.json"
-Row = dict[str, Any]
 PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def launches(_: Any) -> str:
+def launches() -> str:
     """Tabulate the newest record per PyTorch, beside the record of the oldest commit."""
-    records = msgspec.json.decode(RESULTS.read_bytes())["records"]
+    records = document("fake_card")["records"]
     now = {record["torch"]: record for record in records}  # the last one of each
     newest, *others = sorted(now.values(), key=lambda record: _release(record["torch"]), reverse=True)
     before = next(r for r in records if r["torch"] == newest["torch"])
     rows = []
     for row in newest["rows"]:
         old = _same_way(before, row)
-        cells = [
-            _name(row),
-            str(row["images"]),
-            _work(old),
-            _work(row),
-            *(_work(_same_way(other, row)) for other in others),
-        ]
-        rows.append([*cells, f"{row['gb']:.1f}"])
+        works = [_work(one) for one in (old, row, *(_same_way(other, row) for other in others))]
+        rows.append([_name(row), str(row["images"]), *works, f"{row['gb']:.1f}"])
     assert all(_is_steady(row) for record in now.values() for row in record["rows"])
     head = ["step", "images", f"before (`{before['commit']}`)", f"torch {newest['torch']}"]
     head += [f"torch {other['torch']}" for other in others]

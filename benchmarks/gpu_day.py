@@ -91,7 +91,7 @@ class Call:
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv, "torch": torch.__version__,
         }  # fmt: skip
         self.rows: list[Row] = []
-        self.watch = Watch.start(f"python benchmarks/gpu_day.py {name}")
+        self.watch = Watch(f"python benchmarks/gpu_day.py {name}")
         self.has_bf16 = not torch.cuda.is_available() or torch.cuda.get_device_capability() >= AMPERE
 
     @property

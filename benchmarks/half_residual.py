@@ -3,22 +3,19 @@
 The file has the loss of every step. benchmarks/results/provenance.yaml says where it comes from.
 """
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+from records import Row, document
 
 from beton_tools.base.console import markdown_table as markdown
 
-RESULTS = Path(__file__).parent / "results" / "half_residual.json"
 FULL = "fp32"
 WINDOW = 20  # steps per compared mean
 CELLS = 480  # validation images of the solar cells, which the file does not say
 
 
-def table(_: object) -> str:
+def table() -> str:
     """Tabulate loss and accuracy with half-precision copies of the weights beside fp32."""
     head = ["data, seed", "weights", "distance of the loss from fp32", "mean difference", "validation loss",
             "top-1 % ± standard error of one accuracy", "images"]  # fmt: skip
@@ -26,7 +23,7 @@ def table(_: object) -> str:
 
 
 def _rows() -> Iterator[list[str]]:
-    for what, seeds in json.loads(RESULTS.read_text(encoding="utf-8")).items():
+    for what, seeds in document("half_residual").items():
         name = what.partition(",")[0]
         for seed, runs in seeds.items():
             for weights, run in runs.items():
@@ -37,7 +34,7 @@ def _rows() -> Iterator[list[str]]:
                        f"{run['top1']:.1f} ± {error:.1f}", f"{images:,}"]  # fmt: skip
 
 
-def _beside(run: dict[str, Any], full: dict[str, Any]) -> tuple[str, str]:
+def _beside(run: Row, full: Row) -> tuple[str, str]:
     """Return the largest difference between averaged losses and the mean difference, or nothing for fp32 itself."""
     if run is full:
         return "", ""

@@ -9,19 +9,17 @@ that they share counted once, less what they had before they opened the file. A 
 """
 
 import argparse
-import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from datetime import date
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from records import FOLDER, Row, store
 
 from beton_tools.read.format import (
     ALLOC_DTYPE,
@@ -33,7 +31,8 @@ from beton_tools.read.format import (
     VERSION,
     first_page_offset,
 )
-from fastft.machine.facts import cpu_name, memory_bytes
+from fastft.bench.ways import PeakMemory
+from fastft.machine.facts import memory_bytes
 
 COUNTS, PROCESSES, ORDERS = (1_000_000, 10_000_000, 100_000_000), (1, 2, 4), ("random", "blocks")
 IMAGE_BYTES, HEIGHT, WIDTH, CLASSES = 57_000, 375, 500, 1000
@@ -43,7 +42,6 @@ BATCH, SIZE = 2048, 224
 EXPECTED = {"now": (0, 64), "before": (100, 0)}
 ANONYMOUS_FILE = "/memfd:fastft"  # see beton_tools.base.shared_arrays
 SHARE = 0.7  # of the available memory
-OUT = Path(__file__).parent / "results" / "memory.json"
 WORKER = """
 import os, sys, time
 import torch
@@ -111,8 +109,11 @@ def write_long(path: Path, count: int) -> None:
             file.write(allocated.tobytes())
 
 
-def used(pids: list[int]) -> int:
-    """Bytes that the system cannot drop. Pages that several processes share count once, also where none has read them yet."""
+def used_mb(pids: Sequence[int]) -> float:
+    """Return the MB that the system cannot drop.
+
+    Pages that several processes share count once, also where none has read them yet.
+    """
     kilobytes, shared = 0, {}
     for pid in pids:
         try:
@@ -129,23 +130,7 @@ def used(pids: list[int]) -> int:
                     shared[str(status.st_ino)] = status.st_blocks * 512
         except OSError:  # the process has ended
             continue
-    return (kilobytes << 10) + sum(shared.values())
-
-
-class Watch(threading.Thread):
-    """Sample the memory of some processes."""
-
-    def __init__(self, pids: list[int]) -> None:
-        super().__init__(daemon=True)
-        self.pids, self.peak, self.ended = pids, 0, threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.05):
-            self.peak = max(self.peak, used(self.pids))
-
-    def take_peak(self) -> int:
-        peak, self.peak = max(self.peak, used(self.pids)), 0
-        return peak
+    return ((kilobytes << 10) + sum(shared.values())) / 1e6
 
 
 def measure(tree: Path, path: Path, processes: int, order: str) -> dict[str, float]:
@@ -162,33 +147,29 @@ def measure(tree: Path, path: Path, processes: int, order: str) -> dict[str, flo
         )
         for rank in range(processes)
     ]  # fmt: skip
-    main, watch = running[0], Watch([process.pid for process in running])
+    main, used = running[0], partial(used_mb, [process.pid for process in running])
     assert main.stdout is not None and main.stdin is not None
     found: dict[str, float] = {}
-    watch.start()
-    began = start = 0.0
-    for stage in ("begun", "opened", "built", "first batch"):
-        said = main.stdout.readline().strip()
-        seconds, peak = time.perf_counter() - began, watch.take_peak()
-        assert said == stage, f"{stage}: {said}"
-        if stage == "begun":
-            start = used(watch.pids)
-        else:
-            found |= {
-                f"{stage}, s": seconds,
-                f"{stage}, peak": peak - start,
-                f"{stage}, after": used(watch.pids) - start,
-            }
-        watch.take_peak()
-        began = time.perf_counter()
-        main.stdin.write("\n")
-        main.stdin.flush()
-    watch.ended.set()
+    with PeakMemory(used) as memory:
+        began = start = 0.0
+        for stage in ("begun", "opened", "built", "first batch"):
+            said = main.stdout.readline().strip()
+            seconds, peak = time.perf_counter() - began, memory.take()
+            assert said == stage, f"{stage}: {said}"
+            if stage == "begun":
+                start = used()
+            else:
+                megabytes = {f"{stage}, peak": peak, f"{stage}, after": used()}
+                found |= {f"{stage}, s": seconds} | {key: round(1e6 * (mb - start)) for key, mb in megabytes.items()}
+            memory.take()
+            began = time.perf_counter()
+            main.stdin.write("\n")
+            main.stdin.flush()
     assert [process.wait(600) for process in running] == [0] * processes
     return found
 
 
-def measure_all(trees: dict[str, Path], folder: Path, counts: list[int], processes: list[int]) -> list[dict[str, Any]]:
+def measure_all(trees: dict[str, Path], folder: Path, counts: list[int], processes: list[int]) -> list[Row]:
     rows = []
     for count in counts:
         path = folder / "long.beton"
@@ -210,13 +191,9 @@ if __name__ == "__main__":
     parser.add_argument("--before", type=Path, help="a checkout of the version to compare with")
     parser.add_argument("--images", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--processes", type=int, nargs="+", default=PROCESSES)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=FOLDER / "memory.json")
     args = parser.parse_args()
-    scratch = Path(tempfile.mkdtemp())
-    try:
-        trees = {"now": Path(__file__).parents[1]} | ({"before": args.before.absolute()} if args.before else {})
-        rows = measure_all(trees, scratch, args.images, args.processes)
-    finally:
-        shutil.rmtree(scratch)
-    machine = {"cpu": cpu_name(), "date": date.today().isoformat(), "memory_bytes": memory_bytes()[0]}
-    args.out.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
+    trees = {"now": Path(__file__).parents[1]} | ({"before": args.before.absolute()} if args.before else {})
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = measure_all(trees, Path(scratch), args.images, args.processes)
+    store(args.out, {"memory_bytes": memory_bytes()[0], "rows": rows})

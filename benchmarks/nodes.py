@@ -1,10 +1,9 @@
 """The tables in docs/large-data.md: what a node reads and decodes per second, and what converting millions of images takes."""
 
-from pathlib import Path
 from typing import Any
 
-import msgspec
 from costs import roofline_mfu
+from records import document
 from speed import find, published
 
 from beton_tools.base.console import markdown_table as markdown
@@ -16,7 +15,6 @@ from fastft.machine.gpus import GPUS
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import load_recipe
 
-RESULTS = Path(__file__).parent / "results"
 GPU, GPUS_PER_NODE = "H100", 8
 RECIPES = ("final_b16", "brief_b16_half", "final_b16_384", "final_l14")
 FILES = (RESIZED, ORIGINAL)
@@ -24,7 +22,7 @@ WHOLE = {RESIZED: "loader.recipe.core", ORIGINAL: "loader.recipe-originals.core"
 ON_THE_CPU = ("read", "entropy decoding", "inverse DCT and colour", "hand-over")  # if a GPU does the rest
 
 
-def node(_: Any) -> str:
+def node() -> str:
     """Tabulate what a node with eight GPUs asks of storage and processor."""
     kb = {files: _kilobytes(files) for files in FILES}
     whole = {files: spread(_ours(_case(WHOLE[files]))).median for files in FILES}
@@ -77,9 +75,9 @@ def _kilobytes(files: str) -> float:
     return float(_case("decode.crop", files=files).setting["kB per image"])
 
 
-def long_files(_: Any) -> str:
+def long_files() -> str:
     """Tabulate what very long files take in a host's memory, as memory.py has measured."""
-    measured = msgspec.json.decode((RESULTS / "memory.json").read_bytes())
+    measured = document("memory")
     found = {(row["code"], row["images"], row["processes"], row["order"]): row for row in measured["rows"]}
 
     def cell(code: str, images: int, processes: int, order: str, stage: str) -> str:
@@ -119,9 +117,9 @@ SETS = (("ImageNet-21k", 14_000_000), ("LAION-400M", 400_000_000))
 PER_PART = 1_000_000
 
 
-def conversion(_: Any) -> str:
+def conversion() -> str:
     """Tabulate what converting millions of images in parts takes, from the synthetic shards of scale.py."""
-    measured = msgspec.json.decode((RESULTS / "scale.json").read_bytes())
+    measured = document("scale")
     rate = spread(_ours(_case("convert.core", size="at most 500 px"))).median
     kb = _kilobytes(RESIZED)
     rows = [[name] for name in ("images", "parts", "converting, CPU hours", "listing, CPU minutes of every part",

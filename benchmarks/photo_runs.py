@@ -9,22 +9,21 @@ described in photos.py.
 """
 
 import argparse
-import json
 import runpy
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from io import StringIO
-from itertools import product
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from photo_sets import SETS
+from records import FOLDER, Row, append, combined
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
@@ -36,7 +35,6 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.bench.circumstances import commit
 from fastft.evaluate.evaluation import evaluate_file, evaluate_model
 from fastft.evaluate.linear_probe import FrozenTower
 from fastft.evaluate.scores import pooled_features
@@ -45,13 +43,10 @@ from fastft.export.to_timm import NAMES
 from fastft.jobs.demo_files import WEIGHTS, fetch, write_backbone
 from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import connected, find_world
-from fastft.machine.facts import cpu_name
 from fastft.recipe import AskedRecipe, load_recipe
 from fastft.recipe.constants import EVAL_IMAGE_SIZE
 from fastft.run.run_directory import load_run
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "photo_sets.jsonl"
 SIZE, EPOCHS, BATCH = 42, 10, 32
 TIMM = "vit_small_patch14_dinov2"
 PENALTIES = np.logspace(-1, 5, 13)
@@ -110,7 +105,7 @@ def to_timm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 # contenders ------------------------------------------------------------------------------------------------------------------
 
 
-def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
+def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
     """Train fastft. A budget is one of CPU time.
 
     `probe`: the accuracy of the linear probe that it starts from. `unresized`: accuracy at the image size in training,
@@ -124,7 +119,7 @@ def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[st
     cpu = time.process_time() - began
     right, probe = (evaluate_file(folder, test, "cpu", weights)[1].predictions.right_N for weights in ("auto", "probe"))
     final = load_run(folder).recipe
-    made = {"policy": final.augment.policy, "epochs": final.epochs, "image_size": final.model.image_size}
+    made = {"policy": final.augment.policy, "epochs": int(final.epochs), "image_size": int(final.model.image_size)}
     if final.evaluated_size != final.model.image_size:
         with connected(find_world("cpu")) as world:
             trained = load_trained(folder, world.device)
@@ -134,9 +129,9 @@ def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[st
     return {"cpu": cpu, "right": right, "probe": 100 * probe.mean(), **made}
 
 
-def opponent(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
+def opponent(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
     """Run examples/timm_baseline.py, with its options. `HONEST` are stronger opponents."""
-    program = runpy.run_path(str(ROOT / "examples" / "timm_baseline.py"))
+    program = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "timm_baseline.py"))
     folders = [str(bench.sets / name / split) for split in ("train", "test")]
     numbers = {"image-size": SIZE, "epochs": EPOCHS, "batch-size": BATCH, "workers": 0, "seed": seed} | options
     arguments = [f"--model={TIMM}", f"--weights={bench.timm_weights}"]
@@ -155,7 +150,7 @@ def opponent(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dic
     }
 
 
-def head(bench: Bench, name: str, seed: int, options: dict[str, str]) -> dict[str, Any]:
+def head(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
     """Fit the cheap heads by ridge regression, and take what is best on training images that it was not fitted to.
 
     There are four: on the patches or also the class token, with or without mirror images.
@@ -199,51 +194,42 @@ def fit_ridge(plain_ND: np.ndarray, mirrored_ND: np.ndarray | None, labels_N: np
 
 # the file of results ----------------------------------------------------------------------------------------------------------
 
-METHODS: dict[str, Callable[..., dict[str, Any]]] = {"head": head, "opponent": opponent, "fastft": ours}
+METHODS: dict[str, Callable[..., Row]] = {"head": head, "opponent": opponent, "fastft": ours}
 
 
-def provenance() -> dict[str, str]:
-    """Return the commit, processor and date that each line of the results has."""
-    return {"commit": str(commit()[0])[:8], "processor": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+def measure(bench: Bench, set: str, method: str, seed: int) -> Iterator[Row]:
+    kind, *changes = method.split()
+    found = METHODS[kind](bench, set, seed, dict(change.split("=", 1) for change in changes))
+    labels = [Beton.open(path).labels for path in bench.betons(set)]
+    row = {
+        "images": [len(of_split) for of_split in labels], "classes": int(labels[0].max()) + 1, "image_size": SIZE,
+        "epochs": EPOCHS, "precision": "fp32", **found, "right": found["right"].astype(int).tolist(),
+    }  # fmt: skip
+    yield row | {key: round(row[key], 2) for key in ("cpu", "probe") if key in row}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure_sets(
+    doc: str | None, name: str, measure: Callable[..., Iterable[Row]], sets: Sequence[str] = tuple(SETS), **more: str
+) -> None:
+    """Be a script that measures sets of photo_sets.py with one thread and appends to results/NAME.jsonl.
+
+    more: further options with their defaults, each a list of values with commas. `measure` is called with a `Bench`, a set,
+    and a value of each of them.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="SETS")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--methods", required=True, help=f"with commas. Stronger opponents: {','.join(HONEST)}")
-    parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=FOLDER / f"{name}.jsonl")
+    for option, default in {"set": ",".join(sets), **more}.items():
+        parser.add_argument(f"--{option}s", default=default, required=not default, help="with commas")
+    options = vars(parser.parse_args())
     torch.set_num_threads(1)
-    bench = Bench(options.folder, options.work)
-    for seed, name, method in product(*(o.split(",") for o in (options.seeds, options.sets, options.methods))):
-        lines = options.out.read_text().splitlines() if options.out.exists() else []
-        if any((r["set"], r["method"], r["seed"]) == (name, method, int(seed)) for r in map(json.loads, lines)):
-            continue
-        kind, *changes = method.split()
-        found = METHODS[kind](bench, name, int(seed), dict(change.split("=", 1) for change in changes))
-        right = found.pop("right").astype(int).tolist()
-        labels = [Beton.open(path).labels for path in bench.betons(name)]
-        row = {
-            "set": name,
-            "images": [len(of_split) for of_split in labels],
-            "classes": int(labels[0].max()) + 1,
-            "method": method,
-            "seed": int(seed),
-            "image_size": int(found.pop("image_size", SIZE)),
-            "epochs": int(found.pop("epochs", EPOCHS)),
-        }
-        row |= {"right": right, "precision": "fp32", **found, **provenance()}
-        row |= {key: round(row[key], 2) for key in ("cpu", "probe") if key in row}
-        with options.out.open("a") as file:
-            file.write(json.dumps(row, separators=(",", ":")) + "\n")
-        print(
-            f"{name}, {method}, seed {seed}: {100 * np.mean(right):.1f} %, {row['cpu']:.0f} s, {found.get('policy')}",
-            flush=True,
-        )
+    bench = Bench(options["folder"], options["work"])
+    values = {option: options[f"{option}s"].split(",") for option in ("set", *more)}
+    if "seed" in values:  # the slowest to change
+        values = {"seed": [int(seed) for seed in values.pop("seed")], **values}
+    append(options["out"], combined(**values), partial(measure, bench))
 
 
 if __name__ == "__main__":
-    main()
+    measure_sets(f"{__doc__}\nStronger opponents: {', '.join(HONEST)}", "photo_sets", measure, method="", seed="0")

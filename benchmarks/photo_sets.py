@@ -106,6 +106,17 @@ def github(
     return read
 
 
+def of_github(
+    title: str, repository: str, commit: str, pattern: str, licence: str, per_class: tuple[int, int], *, group: str = "",
+    splits: dict[str, str] | None = None, origin: str = "", judge: bool = False, fewest: int = 20,
+) -> PhotoSet:  # fmt: skip
+    """Describe a set in a repository. origin: where its images are from. The others are arguments of `github` and `PhotoSet`."""
+    source = f"GitHub {repository}" + (f" ({origin})" if origin else "")
+    return PhotoSet(
+        title, source, licence, per_class, github(repository, commit, pattern, group, splits), judge, fewest
+    )
+
+
 def _output(command: list[str]) -> bytes:
     return subprocess.run(command, check=True, capture_output=True).stdout
 
@@ -145,82 +156,68 @@ SETS = {
     ),
     "cifar": PhotoSet("CIFAR-10", "CIFAR-10, parquet", "research use", (30, 40), cifar10),
     "cells": PhotoSet("solar cells", "PyPI elpv-dataset", "CC BY-NC-SA 4.0", (60, 100), solar_cells),
-    "hands": PhotoSet(
-        "hand signs", "GitHub ardamavi/Sign-Language-Digits-Dataset", "CC BY-SA 4.0", (25, 40),
-        github("ardamavi/Sign-Language-Digits-Dataset", "4b09433ef9d5c60602e8805bb54b8aa2428527f8",
-               r"Dataset/(?P<label>\d)/.*\.JPG"),
+    "hands": of_github(
+        "hand signs", "ardamavi/Sign-Language-Digits-Dataset", "4b09433ef9d5c60602e8805bb54b8aa2428527f8",
+        r"Dataset/(?P<label>\d)/.*\.JPG", "CC BY-SA 4.0", (25, 40),
     ),
-    "groceries": PhotoSet(
-        "groceries by phone", "GitHub marcusklasson/GroceryStoreDataset", "MIT", (20, 25),
-        github("marcusklasson/GroceryStoreDataset", "fc80ba90f803d79d0383df52c5a4ac5de99ff6fc",
-               r"dataset/(?P<split>train|test)/(?:Fruit|Packages)/(?P<label>[^/]+)/.*\.jpg", "",
-               {"train": "train", "test": "test"}), fewest=55,
+    "groceries": of_github(
+        "groceries by phone", "marcusklasson/GroceryStoreDataset", "fc80ba90f803d79d0383df52c5a4ac5de99ff6fc",
+        r"dataset/(?P<split>train|test)/(?:Fruit|Packages)/(?P<label>[^/]+)/.*\.jpg", "MIT", (20, 25),
+        splits={"train": "train", "test": "test"}, fewest=55,
     ),
     # it judged until it showed that images were squeezed in training and not in evaluation
-    "tiles": PhotoSet(
-        "magnetic tiles", "GitHub abin24/Magnetic-tile-defect-datasets.", "research use", (50, 55),
-        github("abin24/Magnetic-tile-defect-datasets.", "cc4eb530b57b9cb7225bf76023873043ffd50655",
-               r"MT_(?P<label>[A-Za-z]+)/Imgs/.*\.jpg"),
+    "tiles": of_github(
+        "magnetic tiles", "abin24/Magnetic-tile-defect-datasets.", "cc4eb530b57b9cb7225bf76023873043ffd50655",
+        r"MT_(?P<label>[A-Za-z]+)/Imgs/.*\.jpg", "research use", (50, 55),
     ),
     # judge only
-    "clothes": PhotoSet(
-        "clothes", "GitHub alexeygrigorev/clothing-dataset-small", "CC0", (32, 45),
-        github("alexeygrigorev/clothing-dataset-small", "11961516512414bf9f6c150a832cfd21b54a6b54",
-               r"(?P<split>train|validation|test)/(?P<label>[^/]+)/.*\.jpg", "",
-               {"train": "train", "validation": "test", "test": "test"}), judge=True,
+    "clothes": of_github(
+        "clothes", "alexeygrigorev/clothing-dataset-small", "11961516512414bf9f6c150a832cfd21b54a6b54",
+        r"(?P<split>train|validation|test)/(?P<label>[^/]+)/.*\.jpg", "CC0", (32, 45),
+        splits={"train": "train", "validation": "test", "test": "test"}, judge=True,
     ),
-    "rooms": PhotoSet(
-        "rooms of houses", "GitHub emanhamed/Houses-dataset", "research use", (75, 100),
-        github("emanhamed/Houses-dataset", "5e148219500558089cf5cf121b626b17fdde9b92",
-               r"Houses Dataset/\d+_(?P<label>[a-z]+)\.jpg", r"/(\d+)_"), judge=True,
+    "rooms": of_github(
+        "rooms of houses", "emanhamed/Houses-dataset", "5e148219500558089cf5cf121b626b17fdde9b92",
+        r"Houses Dataset/\d+_(?P<label>[a-z]+)\.jpg", "research use", (75, 100), group=r"/(\d+)_", judge=True,
     ),
-    "flowers": PhotoSet(
-        "flowers", "GitHub martinwestin/flower_classification (Flickr)", "CC BY", (60, 80),
-        github("martinwestin/flower_classification", "c169e7e4038bc0e0e2fe80090b6dc8919539816f",
-               r"flowers/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    "flowers": of_github(
+        "flowers", "martinwestin/flower_classification", "c169e7e4038bc0e0e2fe80090b6dc8919539816f",
+        r"flowers/(?P<label>[^/]+)/.*\.jpg", "CC BY", (60, 80), origin="Flickr", judge=True,
     ),
-    "waste": PhotoSet(
-        "waste", "GitHub congduytran12/Trash-Classification- (TrashNet)", "MIT", (55, 65),
-        github("congduytran12/Trash-Classification-", "00212f2c18dcdb9045c74481eaae5baaf72537df",
-               r"dataset-resized/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    "waste": of_github(
+        "waste", "congduytran12/Trash-Classification-", "00212f2c18dcdb9045c74481eaae5baaf72537df",
+        r"dataset-resized/(?P<label>[^/]+)/.*\.jpg", "MIT", (55, 65), origin="TrashNet", judge=True,
     ),
-    "pets": PhotoSet(
-        "cats and dogs", "GitHub ardamavi/Dog-Cat-Classifier", "Apache 2.0", (150, 200),
-        github("ardamavi/Dog-Cat-Classifier", "9e4f1e1b8eb00fb52c7b1f7e271e573cbe5a2d2f",
-               r"Data/Train_Data/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    "pets": of_github(
+        "cats and dogs", "ardamavi/Dog-Cat-Classifier", "9e4f1e1b8eb00fb52c7b1f7e271e573cbe5a2d2f",
+        r"Data/Train_Data/(?P<label>[^/]+)/.*\.jpg", "Apache 2.0", (150, 200), judge=True,
     ),
-    "textures": PhotoSet(
-        "textures", "GitHub pan8915/DeepTexture (DTD)", "research use", (30, 40),
-        github("pan8915/DeepTexture", "522f46f683af11e93673bff29f81df14f49edfb2",
-               r"images/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    "textures": of_github(
+        "textures", "pan8915/DeepTexture", "522f46f683af11e93673bff29f81df14f49edfb2",
+        r"images/(?P<label>[^/]+)/.*\.jpg", "research use", (30, 40), origin="DTD", judge=True,
     ),
-    "insects": PhotoSet(
-        "ants and bees", "GitHub zhangtao7750/syn (PyTorch's tutorial)", "research use", (123, 83),
-        github("zhangtao7750/syn", "f0503091488f67b6809a6da2eaa43c25f2f277fc",
-               r"hymenoptera_data/(?P<split>train|val)/(?P<label>[^/]+)/.*\.jpg", "",
-               {"train": "train", "val": "test"}), judge=True,
+    "insects": of_github(
+        "ants and bees", "zhangtao7750/syn", "f0503091488f67b6809a6da2eaa43c25f2f277fc",
+        r"hymenoptera_data/(?P<split>train|val)/(?P<label>[^/]+)/.*\.jpg", "research use", (123, 83),
+        splits={"train": "train", "val": "test"}, origin="PyTorch's tutorial", judge=True,
     ),
-    "steel": PhotoSet(
-        "steel strip", "GitHub siddhartamukherjee/NEU-DET-Steel-Surface-Defect-Detection", "research use", (50, 60),
-        github("siddhartamukherjee/NEU-DET-Steel-Surface-Defect-Detection", "351bee21b56bbf97a1e1d18262bceb202eb7ef41",
-               r"IMAGES/(?P<label>[a-z_-]+)_\d+\.jpg"), judge=True,
+    "steel": of_github(
+        "steel strip", "siddhartamukherjee/NEU-DET-Steel-Surface-Defect-Detection", "351bee21b56bbf97a1e1d18262bceb202eb7ef41",
+        r"IMAGES/(?P<label>[a-z_-]+)_\d+\.jpg", "research use", (50, 60), judge=True,
     ),
-    "weather": PhotoSet(
-        "weather", "GitHub haileyesus34/image-classification-using-RandomForest", "CC BY 4.0", (75, 100),
-        # without the photos of 4 MiB and more
-        github("haileyesus34/image-classification-using-RandomForest", "41f3be001b78af6b1d17d317c8eedb6820a63b31",
-               r"data/(?:train|val)/(?P<label>[^/]+)/(?!rain137|sunrise(?:7|16|23)\.).*\.jpe?g"), judge=True,
+    # without the photos of 4 MiB and more
+    "weather": of_github(
+        "weather", "haileyesus34/image-classification-using-RandomForest", "41f3be001b78af6b1d17d317c8eedb6820a63b31",
+        r"data/(?:train|val)/(?P<label>[^/]+)/(?!rain137|sunrise(?:7|16|23)\.).*\.jpe?g", "CC BY 4.0", (75, 100), judge=True,
     ),
-    "paintings": PhotoSet(
-        "paintings", "GitHub MachineLearning2020/Homework3-PACS (PACS)", "research use", (43, 57),
-        github("MachineLearning2020/Homework3-PACS", "d586a6cf3db84896fb6cc465c7bf51bdaf6d65d8",
-               r"PACS/art_painting/(?P<label>[^/]+)/.*\.jpg"), judge=True,
+    "paintings": of_github(
+        "paintings", "MachineLearning2020/Homework3-PACS", "d586a6cf3db84896fb6cc465c7bf51bdaf6d65d8",
+        r"PACS/art_painting/(?P<label>[^/]+)/.*\.jpg", "research use", (43, 57), origin="PACS", judge=True,
     ),
-    "xrays": PhotoSet(
-        "X-rays of lungs", "GitHub szallik/Neural_networks_binary_classification", "CC BY 4.0", (150, 200),
-        github("szallik/Neural_networks_binary_classification", "13b5ee8c7a77d1244a1d4e00c8d0a9f8819423db",
-               r"data/(?:train|val|test)/(?P<label>NORMAL|PNEUMONIA)/.*\.jpeg", r"/(?:NORMAL2-)?(person\d+|IM-\d+)[_-]"),
-        judge=True,
+    "xrays": of_github(
+        "X-rays of lungs", "szallik/Neural_networks_binary_classification", "13b5ee8c7a77d1244a1d4e00c8d0a9f8819423db",
+        r"data/(?:train|val|test)/(?P<label>NORMAL|PNEUMONIA)/.*\.jpeg", "CC BY 4.0", (150, 200),
+        group=r"/(?:NORMAL2-)?(person\d+|IM-\d+)[_-]", judge=True,
     ),
 }  # fmt: skip
 

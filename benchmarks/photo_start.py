@@ -1,6 +1,6 @@
 """Measure what the rise of the loss at the start of a run buys, on the sets of photo_sets.py.
 
-python benchmarks/photo_start.py SETS --work WORK [--sets hands,flowers] [--rates 5e-4,1e-4]
+python benchmarks/photo_start.py SETS --work WORK [--sets hands,flowers] [--lrs 5e-4,1e-4]
 
 For each set and learning rate one run is made like those of photo_runs.py (seed 0). A line is appended to
 results/photo_start.jsonl: the highest and the last loss in training, top-1 on the test images in percent with the linear
@@ -8,16 +8,11 @@ probe that the run starts from and after training, and two things about the feat
 of a new ridge head that is fitted to them, and the mean cosine between them and the features before training.
 """
 
-import argparse
-import json
 import shutil
-from itertools import product
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from photo_runs import ROOT, Bench, fit_ridge
-from photo_sets import SETS
+from photo_runs import Bench, fit_ridge, measure_sets
 
 from beton_tools.base.console import make_console
 from fastft.evaluate.evaluation import evaluate_file
@@ -27,16 +22,14 @@ from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import connected, find_world
 from fastft.run.run_directory import load_run
 
-RESULTS = ROOT / "benchmarks" / "results" / "photo_start.jsonl"
 
-
-def measure(bench: Bench, name: str, rate: str) -> dict[str, float]:
+def measure(bench: Bench, set: str, lr: str) -> Iterator[dict[str, float]]:
     folder = bench.work / "start"
     shutil.rmtree(folder, ignore_errors=True)
-    options = {"optim.lr": rate, "train.log_every": "1"}
-    run_recipe(bench.recipe(name, 0, options, folder), make_console(quiet=True))
+    options = {"optim.lr": lr, "train.log_every": "1"}
+    run_recipe(bench.recipe(set, 0, options, folder), make_console(quiet=True))
     losses = [interval.loss for interval in load_run(folder).intervals]
-    train, test = bench.betons(name)
+    train, test = bench.betons(set)
     with connected(find_world("cpu")) as world:
         start, end = (load_trained(folder, world.device, weights) for weights in ("probe", "raw"))
         fitted, after, before = (
@@ -46,32 +39,12 @@ def measure(bench: Bench, name: str, rate: str) -> dict[str, float]:
     before_ND, after_ND = (f.features_ND / np.linalg.norm(f.features_ND, axis=1)[:, None] for f in (before, after))
     probe, raw = (evaluate_file(folder, test, "cpu", weights)[1].predictions.right_N for weights in ("probe", "raw"))
     found = {
-        "highest": max(losses),
-        "last": losses[-1],
-        "probe": 100 * probe.mean(),
-        "trained": 100 * raw.mean(),
+        "highest": max(losses), "last": losses[-1], "probe": 100 * probe.mean(), "trained": 100 * raw.mean(),
         "new_head": 100 * head.score(after.features_ND, after.labels_N),
         "cosine": (before_ND * after_ND).sum(1).mean(),
-    }
-    return {key: round(float(value), 3) for key, value in found.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="SETS")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sets", default="hands,flowers")
-    parser.add_argument("--rates", default="5e-4,1e-4")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    bench = Bench(options.folder, options.work)
-    for name, rate in product(options.sets.split(","), options.rates.split(",")):
-        row = {"set": SETS[name].title, "lr": rate, **measure(bench, name, rate)}
-        with options.out.open("a") as file:
-            file.write(json.dumps(row, separators=(",", ":")) + "\n")
-        print(row, flush=True)
+    }  # fmt: skip
+    yield {key: round(float(value), 3) for key, value in found.items()}
 
 
 if __name__ == "__main__":
-    main()
+    measure_sets(__doc__, "photo_start", measure, ("hands", "flowers"), lr="5e-4,1e-4")

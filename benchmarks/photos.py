@@ -7,19 +7,19 @@ run started. A linear probe has 0 epochs. A soup has one run's epochs and the se
 photo_augmentation.jsonl has the losses that decide about augmentation, by photo_augmentation.py, and photo_start.jsonl
 what the rise of the loss at the start of a run buys, by photo_start.py.
 
-photo_sets.jsonl is what photo_runs.py wrote. `images` and `classes` describe the set, `policy` is the augmentation that a
-method chose (a head: its features). The runs in photos.jsonl are older.
+photo_sets.jsonl is what photo_runs.py wrote. `images` (training, test) and `classes` describe the set, `policy` is the
+augmentation that a method chose (a head: its features). The runs in photos.jsonl are older. There, `set` is a title, `judge`
+marks the sets that informed no value, and `values` says whether fastft's runs had the values of today.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from photo_sets import SETS
-from study import points, trainings
+from records import Row, facts, lines, points
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.run.chosen_weights import FEW_STEPS
@@ -47,7 +47,6 @@ BUDGET = "fastft schedule.budget=240s"
 SHORTER_BUDGET = "fastft schedule.budget=180s"
 OTHER_BUDGETS = "fastft schedule.budget=150s", SHORTER_BUDGET
 STEPS = 1, 20, 40, 60, 85, 130, 300, 700, 4000  # limits of the rows of `gains_by_steps`
-OTHER_VALUES = "earlier values", "augmented", "lr 3e-4", "another tower"  # in a method's name: not today's recipe
 # examples/timm_baseline.py computes in bf16 where the processor can, which the rows do not record
 PRECISION = "fastft ran in fp32, and the loop in bf16 where the processor has it."
 SMALL_BATCH, SMALL_SETS = 32, 6_000  # the recipe's batch size, and from how many images it is twice as large
@@ -85,7 +84,7 @@ def setting(ours: str) -> str:
     """Say where and when the runs of `headline` were made, and where fastft is below another method."""
     sets = _runs(*BESIDE, ours)
     runs = [row for methods in sets.values() for seeds in methods for row in seeds.values()]
-    facts = {key: ", ".join(sorted({str(row[key]) for row in runs})) for key in ("processor", "date", "commit", "seed")}
+    processor, date, commit, seed = facts(runs, "processor", "date", "commit", "seed")
     gains = {name: _gains(*methods) for name, methods in sets.items()}
     loop, fastft = (fmean(_seconds(methods[k]) for methods in sets.values()) for k in (1, 2))
     behind = [
@@ -93,7 +92,7 @@ def setting(ours: str) -> str:
         for other, (gain, _) in zip(("loop", "head"), pair, strict=True) if gain < 0
     ]  # fmt: skip
     return (
-        f"{facts['processor']}, one thread, {facts['date']}, commit {facts['commit']}, seed {facts['seed']}. "
+        f"{processor}, one thread, {date}, commit {commit}, seed {seed}. "
         f"{PRECISION} The loop takes {loop:.0f} s on average, including its two trials, and fastft {fastft:.0f} s. "
         f"fastft is behind on: {', '.join(behind) or 'none'}."
     )
@@ -136,7 +135,7 @@ def tried(changes: Mapping[str, tuple[str, str]]) -> str:
 def augmentation() -> str:
     """Make a row for every set: what is left of a probe's knowledge, and what augmentation gains where it was trained."""
     rows, trained = [], _runs(*AUGMENTED)
-    for row in sorted(trainings("photo_augmentation"), key=lambda row: row["kept"]):
+    for row in sorted(lines("photo_augmentation"), key=lambda row: row["kept"]):
         pair = trained.get(row["set"])
         cells = ["", "", ""] if pair is None else [*map(_short, pair), shown(*_gain(*reversed(pair)))]
         losses = (f"{row[key]:.2f}" for key in ("class_shares", "plain", "augmented"))
@@ -147,37 +146,24 @@ def augmentation() -> str:
 
 def start() -> str:
     """Make a row for every set and learning rate: the loss at the start, accuracy, and how far the features have moved."""
-    rows = [
-        [
-            r["set"],
-            r["lr"],
-            f"{r['highest']:.1f}",
-            f"{r['last']:.2f}",
-            *(f"{r[k]:.1f}" for k in ("probe", "trained", "new_head")),
-            f"{r['cosine']:.2f}",
-        ]
-        for r in trainings("photo_start")
-    ]
-    head = [
-        "set",
-        "learning rate",
-        "highest loss",
-        "last loss",
-        "linear probe",
-        "after training",
-        "new head on the features",
-    ]
-    return markdown([*head, "cosine to the features before"], rows)
+    columns = {
+        "set": lambda r: SETS[r["set"]].title, "learning rate": lambda r: r["lr"],
+        "highest loss": lambda r: f"{r['highest']:.1f}", "last loss": lambda r: f"{r['last']:.2f}",
+        "linear probe": lambda r: f"{r['probe']:.1f}", "after training": lambda r: f"{r['trained']:.1f}",
+        "new head on the features": lambda r: f"{r['new_head']:.1f}",
+        "cosine to the features before": lambda r: f"{r['cosine']:.2f}",
+    }  # fmt: skip
+    return markdown(list(columns), [[cell(row) for cell in columns.values()] for row in lines("photo_start")])
 
 
 def resized() -> str:
     """Make a row for every run that is evaluated at a larger size: accuracy at the size in training and at that one."""
     rows: list[list[str]] = []
     gains: dict[str, list[tuple[float, float]]] = {}
-    for row in sorted(trainings("photo_sets"), key=lambda row: (row["image_size"], list(SETS).index(row["set"]))):
+    for row in sorted(lines("photo_sets"), key=lambda row: (row["image_size"], list(SETS).index(row["set"]))):
         if "evaluated_size" not in row or row["method"].startswith("fastft train."):  # ten epochs: with twenty, too
             continue
-        before, after, made = row["unresized"], 100 * fmean(row["right"]), SETS[row["set"]]
+        before, after, made = row["unresized"], _top1(row), SETS[row["set"]]
         sizes = f"{row['image_size']} and {row['evaluated_size']}"
         gains.setdefault(sizes, []).append((after - before, 0.0))
         cells = str(row["epochs"]), sizes, f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
@@ -190,72 +176,58 @@ def resized() -> str:
 
 def gains_by_steps() -> str:
     """Tabulate the mean part of a linear probe's errors that training removes, by the number of steps."""
+    removed: dict[tuple[str, int, int], list[Row]] = {}
+    for row in filter(_steps, _informing()):
+        removed.setdefault((row["set"], row["image_size"], _steps(row)), []).append(row)
     rows = []
     for low, high in pairwise(STEPS):
-        parts = [part for steps, part in _removed() if low <= steps < high]
+        parts = []
+        for runs in (runs for (*_, steps), runs in removed.items() if low <= steps < high):
+            probe, top1 = fmean(r["probe"] for r in runs), fmean(map(_top1, runs))
+            parts.append((top1 - probe) / (100 - probe))
         rows.append([f"{low:,} to {high - 1:,}", str(len(parts)), f"{100 * fmean(parts):.0f} %"])
     return markdown(["steps", "sets and image sizes", "part of the probe's errors that training removes"], rows)
 
 
+def _informing() -> Iterator[Row]:
+    """Return fastft's runs with today's values, without the sets with *, because the means decide in fastft.choose.budget.
+
+    Runs in photos.jsonl with fewer steps than EARLIER_RATE are left out too: they had a lower learning rate.
+    """
+    for row in lines("photos"):
+        if row.get("values") == "today's" and "probe" in row and not row["judge"] and _steps(row) >= EARLIER_RATE:
+            yield row
+    for row in lines("photo_sets"):
+        if SAME.get(row["method"], row["method"]) in OWN and not SETS[row["set"]].judge:
+            yield row
+
+
 def few_steps() -> str:
     """Count the runs that ended below the linear probe that they started from, among those with few steps and the others."""
-    lost: dict[bool, list[bool]] = {True: [], False: []}
-    for row in trainings("photos"):
-        if "probe" in row and row["epochs"]:
-            images = _images(row["set"])
-            steps = row["epochs"] * (images // min(images, SMALL_BATCH if images < SMALL_SETS else 2 * SMALL_BATCH))
-            lost[steps < FEW_STEPS].append(100 * fmean(row["right"]) < row["probe"])
-    for row in trainings("photo_sets"):
-        if "probe" in row and row["epochs"]:
-            steps = row["epochs"] * (row["images"][0] // SMALL_BATCH)
-            lost[steps < FEW_STEPS].append(100 * fmean(row["right"]) < row["probe"])
-    few, many = lost[True], lost[False]
+    trained = [row for row in lines("photos") + lines("photo_sets") if "probe" in row and row["epochs"]]
+    few, many = (
+        [_top1(row) < row["probe"] for row in trained if (_steps(row) < FEW_STEPS) == is_few]
+        for is_few in (True, False)
+    )
     return (
         f"{sum(few)} of the {len(few)} runs with fewer than {FEW_STEPS} steps ended below the linear probe that they "
         f"started from, and {sum(many) or 'none'} of the {len(many)} longer ones."
     )
 
 
-def _removed() -> list[tuple[int, float]]:
-    """Return (steps, part of the errors) for each set, image size and length with today's values.
-
-    Sets with * are left out, because the means decide in fastft.choose.budget. Runs in photos.jsonl with fewer steps than
-    EARLIER_RATE are left out too: they had a lower learning rate.
-    """
-    by_run: dict[tuple[str, int, int], list[Any]] = {}
-    for row in trainings("photos"):
-        is_own = "probe" in row and row["method"].startswith(("ours", "auto"))
-        judges = row["set"].endswith("*")
-        if is_own and not judges and not set(OTHER_VALUES) & set(row["method"].split(", ")):
-            images = _images(row["set"])
-            steps = row["epochs"] * (images // min(images, SMALL_BATCH if images < SMALL_SETS else 2 * SMALL_BATCH))
-            if steps >= EARLIER_RATE:
-                by_run.setdefault((row["set"], row["image_size"], steps), []).append(row)
-    for row in trainings("photo_sets"):
-        if SAME.get(row["method"], row["method"]) in OWN and not SETS[row["set"]].judge:
-            steps = row["epochs"] * (row["images"][0] // SMALL_BATCH)
-            by_run.setdefault((row["set"], row["image_size"], steps), []).append(row)
-    found = []
-    for (_, _, steps), rows in by_run.items():
-        probe, top1 = fmean(r["probe"] for r in rows), fmean(100 * fmean(r["right"]) for r in rows)
-        if steps:
-            found.append((steps, (top1 - probe) / (100 - probe)))
-    return found
+def _steps(row: Row) -> int:
+    images = int(row["images"][0])
+    return int(row["epochs"]) * (images // min(images, SMALL_BATCH if images < SMALL_SETS else 2 * SMALL_BATCH))
 
 
-def _images(title: str) -> int:
-    """Return the training images in a title such as "CIFAR-10, 2,000 / 2,000, 10"."""
-    match = re.search(r", ([\d,]+) / ", title)
-    assert match is not None, title
-    return int(match[1].replace(",", ""))
+def _top1(row: Row) -> float:
+    return 100 * fmean(row["right"])
 
 
 def sources() -> str:
     """Tabulate where the sets of `headline` are from."""
-    rows = [
-        [made.title + " *" * made.judge, made.source, made.licence]
-        for made in (SETS[name] for name in _runs(*BESIDE, LOOP_SECONDS))
-    ]
+    sets = (SETS[name] for name in _runs(*BESIDE, LOOP_SECONDS))
+    rows = [[made.title + " *" * made.judge, made.source, made.licence] for made in sets]
     return markdown(["set", "source", "licence"], rows)
 
 
@@ -336,8 +308,8 @@ def beside(what: str, how: str, ways: Sequence[str], title: str = "timm loop") -
 
 def _sets(*methods: str, file: str = "photos") -> dict[str, list[Seeds]]:
     """Return the runs for each set that has all methods."""
-    found: dict[str, dict[str, dict[int, Any]]] = {}
-    for row in trainings(file):
+    found: dict[str, dict[Any, dict[int, Any]]] = {}
+    for row in lines(file):
         method = SAME.get(row["method"], row["method"])
         found.setdefault(row["set"], {}).setdefault(method, {})[row["seed"]] = row
     return {name: [by[m] for m in methods] for name, by in found.items() if by.keys() >= set(methods)}
@@ -365,14 +337,14 @@ def _figure(seeds: Seeds) -> str:
 
     A run of 0 epochs stopped at its probe, whose top-1 is that of the run.
     """
-    rows = list(seeds.values())
-    top1, seconds, trained = 100 * _right(seeds).mean(), _seconds(seeds), any(row["epochs"] for row in rows)
-    if not trained and "probe" not in rows[0]:
+    runs = list(seeds.values())
+    top1, seconds, trained = 100 * _right(seeds).mean(), _seconds(seeds), any(row["epochs"] for row in runs)
+    if not trained and "probe" not in runs[0]:
         return f"{top1:.1f}"
     head = ""
-    if "probe" in rows[0]:
-        head = f"head {fmean(row['probe'] for row in rows):.1f}; " if trained else "head; "
-    size, epochs = (" or ".join(map(str, sorted({row[key] for row in rows}))) for key in ("image_size", "epochs"))
+    if "probe" in runs[0]:
+        head = f"head {fmean(row['probe'] for row in runs):.1f}; " if trained else "head; "
+    size, epochs = (" or ".join(map(str, sorted({row[key] for row in runs}))) for key in ("image_size", "epochs"))
     return f"{top1:.1f} ({head}{size} px, epochs: {epochs}, {seconds:.0f} s)"
 
 

@@ -10,15 +10,14 @@ Run: python benchmarks/probe.py cifar_train.beton cifar_test.beton --weights vit
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 import torch
 from photo_sets import SETS
+from records import FOLDER, Row, append, combined, lines
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +25,6 @@ from beton_tools.base.console import markdown_table
 from beton_tools.read.beton_set import BetonSet
 from fastft import AugmentPolicy, EvalLoader, TrainLoader, load_recipe
 from fastft.evaluate.ridge import fit_ridge_head
-from fastft.machine.facts import cpu_name
 from fastft.model import ImageClassifier
 from fastft.model.recipe_model import build_model
 
@@ -38,9 +36,6 @@ RATES = tuple(10.0**e for e in np.arange(-3, 0.01, 0.5))  # learning rates for S
 PENALTIES = tuple(10.0**e for e in np.arange(-6, 0.01, 1))  # for logistic regression
 EPOCHS, BATCH, HELD_OUT = 50, 128, 10
 RIDGE = "ridge"
-RESULTS = Path(__file__).parent / "results" / "probe.jsonl"
-# lines of photo_runs.py, for a frozen tower with a linear head and with an attentive one
-ATTENTIVE = RESULTS.with_name("attentive.jsonl")
 
 Head = Callable[[Tensor], Tensor]  # features (B, D) to logits (B, K)
 
@@ -136,63 +131,55 @@ def compare(
     return {name: round(top1(head, *test), 2) for name, head in heads.items()}
 
 
-def table(_: object) -> str:
+def table() -> str:
     """Tabulate the top-1 of every head, and how far the ridge head is behind the best other one.
 
     Means over the seeds.
     """
-    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    runs = lines("probe")
     rows, gaps = [], []
-    for images, pool in dict.fromkeys((line["images"], line["pool"]) for line in lines):
-        mine = [line["top1"] for line in lines if (line["images"], line["pool"]) == (images, pool)]
+    for images, pool in dict.fromkeys((run["images"], run["pool"]) for run in runs):
+        mine = [run["top1"] for run in runs if (run["images"], run["pool"]) == (images, pool)]
         top1 = {head: fmean(each[head] for each in mine) for head in mine[0]}
         behind = top1[RIDGE] - max(value for head, value in top1.items() if head != RIDGE)
         gaps.append(behind)
         rows.append([f"{images:,}", pool, *(f"{value:.1f}" for value in top1.values()), f"{behind:+.1f}"])
-    head = ["training images", "`model.pool`", *lines[0]["top1"], "ridge against the best other"]
-    seeds = len({line["seed"] for line in lines})
+    head = ["training images", "`model.pool`", *runs[0]["top1"], "ridge against the best other"]
+    seeds = len({run["seed"] for run in runs})
     return (
         f"{markdown_table(head, rows, 2)}\n\nTop-1 on {TESTED:,} test images of CIFAR-10 (standard error 0.5 points; heads share "
         f"the images). The tower is the demo's DINOv2-type ViT-S/14 at {SIZE} px, frozen. Means of {seeds} draws of the training "
-        f"images, {lines[-1]['date']}. The ridge head is {-max(gaps):.1f} to {-min(gaps):.1f} points behind."
+        f"images, {runs[-1]['date']}. The ridge head is {-max(gaps):.1f} to {-min(gaps):.1f} points behind."
     )
 
 
-def attentive(_: object) -> str:
-    """Tabulate linear probes, linear heads and attentive heads that were trained on a frozen tower, by set."""
-    lines = [json.loads(line) for line in ATTENTIVE.read_text(encoding="utf-8").splitlines()]
-    gains, rows, last = [], [], lines[-1]
-    seeds = sorted({line["seed"] for line in lines})
-    for name in dict.fromkeys(line["set"] for line in lines):
-        mine = {("pool=attention" in line["method"], line["seed"]): line for line in lines if line["set"] == name}
-        top1 = {key: 100 * fmean(line["right"]) for key, line in mine.items()}
-        ridge, linear, attention = (
-            fmean(values)
-            for values in (
-                [mine[False, seed]["probe"] for seed in seeds],
-                [top1[False, seed] for seed in seeds],
-                [top1[True, seed] for seed in seeds],
-            )
-        )
+def attentive() -> str:
+    """Tabulate linear probes, linear heads and attentive heads that were trained on a frozen tower, by set.
+
+    The lines are from photo_runs.py.
+    """
+    runs = lines("attentive")
+    gains, rows, last = [], [], runs[-1]
+    seeds = {run["seed"] for run in runs}
+    for name in dict.fromkeys(run["set"] for run in runs):
+        mine = [run for run in runs if run["set"] == name]
+        heads = [
+            [run for run in mine if ("pool=attention" in run["method"]) == is_attentive]
+            for is_attentive in (False, True)
+        ]
+        ridge = fmean(run["probe"] for run in heads[0])
+        linear, attention = (fmean(100 * fmean(run["right"]) for run in of_head) for of_head in heads)
         gains.append(attention - max(ridge, linear))
-        images, tested = mine[True, seeds[0]]["images"]
+        images, tested = mine[0]["images"]
         row = [f"{ridge:.1f}", f"{linear:.1f}", f"{attention:.1f}", f"{gains[-1]:+.1f}"]
         rows.append([SETS[name].title, f"{images:,}", f"{tested:,}", *row])
-    head = [
-        "set",
-        "training images",
-        "test images",
-        "ridge",
-        "trained linear head",
-        "attentive head",
-        "over the better linear one",
-    ]
+    head = ["set", "training images", "test images", "ridge", "trained linear head", "attentive head"]
     error = f"{fmean(gains):+.1f} ± {stdev(gains) / len(gains) ** 0.5:.1f}"
     return (
-        f"{markdown_table(head, rows, 1)}\n\nTop-1 on the test images, means of {len(seeds)} seeds. The tower is the demo's "
-        f"DINOv2-type ViT-S/14 at {last['image_size']} px, frozen. Both trained heads start from the ridge head, and see "
-        f"{last['epochs']} epochs of the same crops and flips. Mean gain over the sets: {error} points ({last['processor']}, "
-        f"{last['date']})."
+        f"{markdown_table([*head, 'over the better linear one'], rows, 1)}\n\nTop-1 on the test images, means of "
+        f"{len(seeds)} seeds. The tower is the demo's DINOv2-type ViT-S/14 at {last['image_size']} px, frozen. Both trained "
+        f"heads start from the ridge head, and see {last['epochs']} epochs of the same crops and flips. Mean gain over the "
+        f"sets: {error} points ({last['processor']}, {last['date']})."
     )
 
 
@@ -217,18 +204,13 @@ def main() -> None:
     views_VND = torch.stack([gather(features(model, loader))[0] for _ in range(VIEWS)])
     width = x_ND.shape[1] // 2
     parts = dict(zip(POOLS, (slice(0, width), slice(width, None), slice(None)), strict=True))
-    with RESULTS.open("a", encoding="utf-8") as file:
-        for images in IMAGES:
-            for seed in SEEDS:
-                rows = torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))[:images]
-                for pool, part in parts.items():
-                    views, beside = views_VND[:, rows][:, :, part], (test[0][:, part], test[1])
-                    scores = compare(x_ND[rows][:, part], views, y_N[rows], beside, seed)
-                    line = {"images": images, "pool": pool, "seed": seed, "top1": scores, "size": SIZE, "cpu": cpu_name(),
-                            "date": datetime.now(timezone.utc).date().isoformat()}  # fmt: skip
-                    print(json.dumps(line))
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
+
+    def measure(images: int, seed: int, pool: str) -> Iterator[Row]:
+        rows, part = torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))[:images], parts[pool]
+        views, beside = views_VND[:, rows][:, :, part], (test[0][:, part], test[1])
+        yield {"top1": compare(x_ND[rows][:, part], views, y_N[rows], beside, seed), "size": SIZE}
+
+    append(FOLDER / "probe.jsonl", combined(images=IMAGES, seed=SEEDS, pool=POOLS), measure)
 
 
 if __name__ == "__main__":

@@ -8,27 +8,22 @@ the commands, which do not depend on what else the machine does. Reading from a 
 
 import argparse
 import io
-import json
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
+from records import FOLDER, Row, store
 
 from beton_tools.read.manifest import Manifest, manifest_path
 from fastft.bench.dataset import find_images
-from fastft.machine.facts import cpu_name
 
 IMAGES, SHARDS, PARTS, CLASSES = 40_000, 40, 4, 1000
-OUT = Path(__file__).parent / "results" / "scale.json"
 LIST = """
 import sys, time
 import psutil
@@ -79,7 +74,7 @@ def convert(shards: Path, out: Path, part: int, kill_after: int | None = None) -
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure(folder: Path, images: int) -> dict[str, Any]:
+def measure(folder: Path, images: int) -> Row:
     shards, parts, again = (folder / name for name in ("shards", "parts", "again"))
     for place in (shards, parts, again):
         place.mkdir()
@@ -95,7 +90,7 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
     resumed = convert(shards, again / "x.beton", 1)
     same = files[0].read_bytes() == (again / files[0].name).read_bytes()
     return {
-        "images": images, "shards": SHARDS, "parts": PARTS, "date": date.today().isoformat(), "cpu": cpu_name(),
+        "images": images, "shards": SHARDS, "parts": PARTS,
         "bytes_per_image_in": sum(p.stat().st_size for p in shards.iterdir()) / images,
         "bytes_per_image_out": sum(p.stat().st_size for p in files) / images,
         "list_cpu_seconds": seconds, "list_bytes": memory, "part_cpu_seconds": cpu, "part_images": counts,
@@ -107,12 +102,8 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=FOLDER / "scale.json")
     args = parser.parse_args()
-    scratch = Path(tempfile.mkdtemp())
-    try:
-        result = json.dumps(measure(scratch, args.images), indent=1)
-    finally:
-        shutil.rmtree(scratch)
-    args.out.write_text(result + "\n")
-    print(result)
+    with tempfile.TemporaryDirectory() as scratch:
+        store(args.out, measure(Path(scratch), args.images))
+    print(args.out.read_text())

@@ -4,16 +4,15 @@ The pages show the newest result. Results for other processors stand beside it i
 medians over paired rounds, with the lowest and the highest round.
 """
 
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-import msgspec
 from markupsafe import Markup
+from records import FOLDER, document
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.measure import figures
 from fastft.bench.page.bars import describe_ratio
+from fastft.bench.suite import describe_times
 from fastft.machine.bench_result import (
     OURS,
     Case,
@@ -29,24 +28,17 @@ from fastft.machine.bench_result import (
 from fastft.report.charts import svg_file, svg_text
 from fastft.report.page import figure
 
-RESULTS = Path(__file__).parent / "results"
-
 
 @cache
 def published() -> list[Result]:
     """Return the results by date, the newest first."""
-    documents = {path: msgspec.json.decode(path.read_bytes()) for path in sorted(RESULTS.glob("*.json"))}
-    found = [read_result(path) for path, d in documents.items() if isinstance(d, dict) and "sessions" in d]
+    found = [read_result(path) for path in sorted(FOLDER.glob("*.json")) if "sessions" in document(path.stem)]
     return sorted(found, key=lambda result: result.date, reverse=True)
 
 
 def find(result: Result, key: str, setting: Setting) -> tuple[Measure, Case] | None:
     measure, case = result.measure(key), result.find(key, **setting)
     return None if measure is None or case is None else (measure, case)
-
-
-def times(value: Spread) -> str:
-    return f"{value.median:.2f}x ({value.low:.2f}-{value.high:.2f})"
 
 
 def ranged(contender: Contender) -> str:
@@ -72,7 +64,7 @@ def summary() -> str:
         measure, case = found
         better = ratio(measure, case, peer)
         assert better is not None
-        shown = describe_ratio(better, measure.unit, limit=True)[0] if peer.limit else times(better)
+        shown = describe_ratio(better, measure.unit, limit=True)[0] if peer.limit else describe_times(better)
         note = f"<br><small>{', '.join(peer.differences)}</small>" if peer.differences else ""
         rows.append([row.what, f"{ranged(ours)} {measure.unit}", f"{peer.name}: {ranged(peer)}{note}", shown])
     return markdown(["", "fastft", "other", "fastft is better by"], rows)
@@ -88,10 +80,10 @@ def processors() -> str:
             found = find(result, key, {})
             other = found[1].contender(peer) if found else None
             better = ratio(*found, other) if found and other else None
-            cells.append("" if better is None else times(better))
+            cells.append("" if better is None else describe_times(better))
         rows.append([f"{processor(result)}, {result.date}", *cells])
-    theirs = msgspec.json.decode((RESULTS / "independent.json").read_bytes())
-    cells = [times(_paired(theirs[rounds], peer)) for *_, peer, rounds in columns]
+    theirs = document("independent")
+    cells = [describe_times(_paired(theirs[rounds], peer)) for *_, peer, rounds in columns]
     rows.append([f"{theirs['cpu'].partition(',')[0]} (AVX-512), {theirs['date']}, measured independently *", *cells])
     head = ["images per CPU second, fastft over", *(f"{peer}, {what}" for _, what, peer, _ in columns)]
     count = len(theirs[columns[0][3]]["fastft"])
@@ -119,7 +111,8 @@ def order() -> str:
         for one in case.measured:
             better = ratio(measure, case, one)
             note = f"<br><small>{', '.join(one.differences)}</small>" if one.differences else ""
-            rows.append([measure.title, one.name + note, ranged(one), measure.unit, times(better) if better else ""])
+            shown = describe_times(better) if better else ""
+            rows.append([measure.title, one.name + note, ranged(one), measure.unit, shown])
     if not rows:
         return "Not measured yet: `fastft bench loader.order` measures it, as root."
     fixed = ", ".join(f"{key} {value}" for key, value in setting.items())
@@ -131,11 +124,8 @@ def processor(result: Result) -> str:
     """Name the processor, with the numbers of its model if they are known, because virtual machines hide its name."""
     machine = result.machine
     wide = [name for name in ("avx512bw", "avx2", "asimd") if name in machine.instruction_sets]
-    numbers = [
-        f"{name} {value}"
-        for name in ("family", "model")
-        if machine.processor and (value := getattr(machine.processor, name))
-    ]
+    known = [(name, getattr(machine.processor, name, None)) for name in ("family", "model")]
+    numbers = [f"{name} {value}" for name, value in known if value]
     return ", ".join([machine.cpu, *numbers]) + (f" ({wide[0]})" if wide else "")
 
 
@@ -153,10 +143,7 @@ def machines() -> str:
             f"{machine.memory_gib:g} GiB, Linux {machine.kernel}, {machine.system}, Python {machine.python}. "
             f"Images: {result.images.what}, {result.images.mean_kb:g} kB each. Load before a session at most {load:g}, "
             f"stolen CPU time at most {steal:.1%}. {libraries}.",
-            *(
-                f"    - `{session.command}`, {session.date[11:16]} UTC, {session.seconds:.0f} s"
-                for session in result.sessions
-            ),
+            *(f"    - `{s.command}`, {s.date[11:16]} UTC, {s.seconds:.0f} s" for s in result.sessions),
         ]
     return "\n".join(lines)
 
@@ -205,6 +192,3 @@ def _bar(contender: Contender, y: int, fastest: float) -> list[Markup]:
     line = Markup('<path class="axis" d="M{:.1f} {}H{:.1f}{}"/>').format(ends[0], middle, ends[1], caps)
     label = svg_text(LEFT - 8, y + 12, contender.name, "end")
     return [bar, line, label, svg_text(LEFT + max(width, high) + 6, y + 12, figure(values.median), "start")]
-
-
-__all__: Sequence[str] = ("machines", "order", "picture", "processors", "published", "summary")

@@ -5,7 +5,6 @@ whole schedule, and over the line through the complete schedules with the same t
 the scatter between seeds, pooled over all rows that start from the same tower.
 """
 
-import json
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 from markupsafe import Markup
+from records import FOLDER as RESULTS
+from records import lines, points
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from beton_tools.base.console import markdown_table as markdown
@@ -56,14 +57,9 @@ class Way:
 @cache
 def ways() -> Sequence[Way]:
     """Return all rows of study.yaml, those with fewer FLOPs first."""
-    mine = trainings("study")
+    mine = lines("study")
     whole = _flops("study", mine[0] | {"schedule": WHOLE, "images_share": 1})
     return sorted(_ways("study", mine, whole), key=lambda way: way.share)
-
-
-@cache
-def trainings(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (FOLDER / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def _ways(study: str, trainings: Iterable[dict[str, Any]], whole: float) -> list[Way]:
@@ -158,12 +154,6 @@ class Gain(NamedTuple):
         return points(self.mean, self.error, self.told_apart)
 
 
-def points(gain: float, error: float, told_apart: bool) -> str:
-    """Format points with their standard error, in bold if they are told apart from 0."""
-    text = f"{round(gain, 1) + 0.0:+.1f} ± {error:.1f}"  # + 0.0: no -0.0
-    return f"**{text}**" if told_apart else text
-
-
 @cache
 def scatter(gains: Callable[[Way], list[float]]) -> Scatter:
     """Return the scatter of a gain, pooled over all rows."""
@@ -175,12 +165,12 @@ def gain_of(way: Way, gains: Callable[[Way], list[float]]) -> Gain:
     return Gain.of(gains(way), scatter(gains), 2 * len(others()))
 
 
-def complete(_: object) -> str:
+def complete() -> str:
     rows = [_cells(way) for way in ways() if way.name.startswith("complete")]
     return markdown(["schedule", "FLOPs", "minutes", "top-1 %", "seeds"], rows)
 
 
-def compared(_: object) -> str:
+def compared() -> str:
     """Tabulate every way beside the whole schedule and a complete one with the same FLOPs.
 
     Numbers match the picture's.
@@ -210,7 +200,7 @@ class Short:
 @cache
 def shorts() -> Mapping[str, Short]:
     """Return the rows by start."""
-    done = trainings("study_short")
+    done = lines("study_short")
     whole = _flops("study_short", {"row": f"{CONTROL}, 100%"})
     found = {}
     for start in STARTS:
@@ -229,7 +219,7 @@ def short_gain(gains: str, start: str, row: str) -> Gain:
     return Gain.of(mine[row], Scatter.pooled(mine.values()), comparisons)
 
 
-def short(_: object) -> str:
+def short() -> str:
     """Tabulate short schedules for both starts beside complete ones with a random head at the usual size."""
     ways, rows = ChainMap(*(dict(each.ways) for each in shorts().values())), []
     for name in dict.fromkeys(name for each in shorts().values() for name in each.ways):
@@ -247,7 +237,7 @@ def short(_: object) -> str:
 THREE, THREE_SHORT = "probe head, freeze 1/2, 40%", "fitted head, freeze 1/2, 40%"  # the same way, in either study
 
 
-def summary(_: object) -> str:
+def summary() -> str:
     """Summarise the three savings together, beside complete schedules with a usual head, and with the paper's head."""
     start = STARTS[0]
     mine = shorts()[start].ways
@@ -269,49 +259,39 @@ def summary(_: object) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Shorter:
-    """A way to train for fewer hours that others have measured. row: in the first table; None if we have not tried it."""
-
-    name: str
-    theirs: str
-    here: str
-    row: str | None
-
-
+# ways to train for fewer hours that others have measured: name, what they report, here, row in the first table or None
 SHORTER = (
-    Shorter("drop patches while training (FLIP, PatchDropout)",
-            "FLIP: better and faster than CLIP without masking, pretrained on 400 million pairs (arXiv 2212.00794). "
-            "PatchDropout: at least 50 % fewer FLOPs on ImageNet (arXiv 2208.07220)",
-            "`model.patch_dropout`, at one rate for the whole run; no recipe",
-            "drop 1/3 of the patches, last 12 epochs whole"),
-    Shorter("small images first (FixRes, progressive sizes)",
-            "FixRes: a ResNet-50 trained at 128 px reaches 77.1, and 79.8 trained at 224 px, each fine-tuned for its test size "
-            "(arXiv 1906.06423)",
-            "two runs: the second starts from the first (`model.weights`) at a larger `model.image_size`; no recipe",
-            "28 px, last 12 epochs 42"),
-    Shorter("large patches first (FlexiViT)",
-            "one model for many patch sizes usually matches models with one size (arXiv 2212.08013)",
-            "no option", None),
-    Shorter("easy images first (EfficientTrain++)",
-            "1.5 to 3.0 times shorter at the same accuracy, from scratch (github.com/LeapLabTHU/EfficientTrain)",
-            "no option. We tried its growing augmentation, but not its low-frequency crops",
-            "weak to strong augmentation, 40%"),
-    Shorter("stop a long schedule early", "the EMA in the paper's logs is best at 60 % of the schedule",
-            "`schedule.stop_epoch`, `frugal_*`", "stopped 40%"),
-    Shorter("freeze the lower half", "0.1 points below training everything (the paper's Figure 3)",
-            "`model.trainable_layers`, `*_half`", "freeze 1/2"),
+    ("drop patches while training (FLIP, PatchDropout)",
+     "FLIP: better and faster than CLIP without masking, pretrained on 400 million pairs (arXiv 2212.00794). "
+     "PatchDropout: at least 50 % fewer FLOPs on ImageNet (arXiv 2208.07220)",
+     "`model.patch_dropout`, at one rate for the whole run; no recipe",
+     "drop 1/3 of the patches, last 12 epochs whole"),
+    ("small images first (FixRes, progressive sizes)",
+     "FixRes: a ResNet-50 trained at 128 px reaches 77.1, and 79.8 trained at 224 px, each fine-tuned for its test size "
+     "(arXiv 1906.06423)",
+     "two runs: the second starts from the first (`model.weights`) at a larger `model.image_size`; no recipe",
+     "28 px, last 12 epochs 42"),
+    ("large patches first (FlexiViT)",
+     "one model for many patch sizes usually matches models with one size (arXiv 2212.08013)",
+     "no option", None),
+    ("easy images first (EfficientTrain++)",
+     "1.5 to 3.0 times shorter at the same accuracy, from scratch (github.com/LeapLabTHU/EfficientTrain)",
+     "no option. We tried its growing augmentation, but not its low-frequency crops",
+     "weak to strong augmentation, 40%"),
+    ("stop a long schedule early", "the EMA in the paper's logs is best at 60 % of the schedule",
+     "`schedule.stop_epoch`, `frugal_*`", "stopped 40%"),
+    ("freeze the lower half", "0.1 points below training everything (the paper's Figure 3)",
+     "`model.trainable_layers`, `*_half`", "freeze 1/2"),
 )  # fmt: skip
 
 
-def shorter(_: object) -> str:
+def shorter() -> str:
     """Tabulate ways that others have measured, beside the control: the same recipe, complete, but shorter."""
     found = {way.name: way for way in others()}
     rows = [["the same recipe, complete, but shorter", "", "`schedule.epochs`", "the control", ""]]
-    for one in SHORTER:
-        gain = None if one.row is None else gain_of(found[one.row], over_line)
-        cells = ["not tried", ""] if gain is None else [str(gain), _verdict(gain)]
-        rows.append([one.name, one.theirs, one.here, *cells])
+    for *described, row in SHORTER:
+        gain = None if row is None else gain_of(found[row], over_line)
+        rows.append([*map(str, described), *(["not tried", ""] if gain is None else [str(gain), _verdict(gain)])])
     head = ["way", "what its authors report", "here", "our study: over the control with the same FLOPs", ""]
     return markdown(head, rows, 4)
 
@@ -322,9 +302,9 @@ def _verdict(gain: Gain) -> str:
     return "better than the control" if gain.mean > 0 else "loses to the control"
 
 
-def provenance(_: object) -> str:
+def provenance() -> str:
     """Tabulate where results come from that do not say it themselves."""
-    known = yaml.safe_load((FOLDER / "results" / "provenance.yaml").read_text(encoding="utf-8"))
+    known = yaml.safe_load((RESULTS / "provenance.yaml").read_text(encoding="utf-8"))
     rows = [
         [f"`{name}`" if " " not in name else name, ", ".join(f"`{commit}`" for commit in one["stored"]), one["dates"],
          one["machine"] or "not recorded", one["command"] or "not recorded", one.get("remark", "")]
@@ -335,7 +315,7 @@ def provenance(_: object) -> str:
     )
 
 
-def statistics(_: object) -> str:
+def statistics() -> str:
     """Explain the standard errors, the bold gains, and what pairing by seed buys."""
     ways_gain = gain_of(others()[0], over_line)
     quantiles = []
@@ -381,7 +361,7 @@ def _cells(way: Way) -> list[str]:
     return [way.name, f"{way.share:.0%}", f"{way.minutes:.1f}", f"{way.mean:.1f}", str(len(way.top1))]
 
 
-def picture(_: object, theme: str) -> str:
+def picture(theme: str) -> str:
     shown = [*line(), *others()]
     means = [w.mean for w in shown]
     x_range = min(w.share for w in shown) - 0.03, 1.03

@@ -25,6 +25,7 @@ import photos
 import probe
 import speed
 import study
+from records import document
 from rich.console import Console
 
 from beton_tools.base.console import markdown_table as markdown
@@ -35,43 +36,27 @@ from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{page}.md"
-        for page in (
-            "benchmarks",
-            "cost",
-            "large-data",
-            "measurements/half-precision",
-            "measurements/photos",
-            "measurements/published",
-            "measurements/study",
-            "models",
-            "step",
-            "study",
-        )
-    ),
-)
 TRAFFIC = ROOT / "fastft" / "cost" / "traffic.json"
-RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "images"
 CODE_WIDTH, CODE_INDENT = 100, 9  # characters; explain's texts begin in this column
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-
-
-class Results:
-    """The demo's results. speed.py reads the results of `fastft bench`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.demo = msgspec.json.decode((folder / "demo.json").read_bytes(), type=DemoFigures)
+PAGES = [
+    p
+    for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if BLOCK.search(p.read_text(encoding="utf-8"))
+]
 
 
 # tables
 
 
-def demo(results: Results) -> str:
+def demo_figures() -> DemoFigures:
+    return msgspec.convert(document("demo"), DemoFigures)
+
+
+def demo() -> str:
     """Tabulate the contenders of `make demo`."""
-    d = results.demo
+    d = demo_figures()
     rows = [["always the largest class", f"{d.majority:.1f}", "", ""]]
     rows += [[c.title, *figure_cells(d, c.name)] for c in reversed(CONTENDERS)]
     head = ["", "top-1 %, ± standard error", "fine-tuning gains", "minutes of training"]
@@ -97,24 +82,24 @@ def code(text: str) -> str:
     return "```\n{}\n```".format("\n".join(lines))
 
 
-TABLES: dict[str, Callable[[Results], str]] = {
-    "summary": lambda _: speed.summary(),
-    "processors": lambda _: speed.processors(),
-    "machines": lambda _: speed.machines(),
-    "order": lambda _: speed.order(),
+TABLES: dict[str, Callable[[], str]] = {
+    "summary": speed.summary,
+    "processors": speed.processors,
+    "machines": speed.machines,
+    "order": speed.order,
     "launches": fake_card.launches,
     "node": nodes.node,
     "conversion": nodes.conversion,
     "long-files": nodes.long_files,
     "demo": demo,
-    "readme-run": lambda results: code("\n".join(results.demo.conclusion.splitlines()[:2])),  # result and baseline
-    "readme-explain": lambda _: explained("final_b16"),
+    "readme-run": lambda: code("\n".join(demo_figures().conclusion.splitlines()[:2])),  # result and baseline
+    "readme-explain": lambda: explained("final_b16"),
     "recipes": costs.recipes,
     "recipes-not-run": costs.not_run,
     "readme-cost": costs.readme,
     "cost-published": costs.cost_published,
     "cost-plans": costs.plans,
-    "cost-sentence": lambda _: costs.sentence(),
+    "cost-sentence": costs.sentence,
     "models": costs.model_costs,
     "starts": costs.starts,
     "study-complete": study.complete,
@@ -127,34 +112,32 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "half-residual": half_residual.table,
     "probe": probe.table,
     "attentive": probe.attentive,
-    "readme-photos": lambda _: photos.summary(),
-    "photos-sets": lambda _: photos.headline("fastft"),
-    "photos-setting": lambda _: photos.setting("fastft"),
-    "photos-heads": lambda _: photos.heads(),
-    "photos-seconds": lambda _: photos.headline(photos.LOOP_SECONDS),
-    "photos-seconds-setting": lambda _: photos.setting(photos.LOOP_SECONDS),
-    "photos-seconds-shorter": lambda _: photos.shorter(photos.TWENTY),
-    "photos-budget-shorter": lambda _: photos.shorter(photos.SHORTER_BUDGET),
-    "photos-longer": lambda _: photos.tried(photos.TRIED_LONGER),
-    "photos-resized": lambda _: photos.resized(),
-    "photos-tried": lambda _: photos.tried(photos.TRIED_RATE),
-    "photos-start": lambda _: photos.start(),
-    "photos-centre": lambda _: photos.tried(photos.TRIED_CENTRE),
-    "photos-parts": lambda _: photos.tried(photos.TRIED_PARTS),
-    "photos-augmentation": lambda _: photos.augmentation(),
-    "photos-budget": lambda _: photos.headline(photos.BUDGET),
-    "photos-budget-setting": lambda _: photos.setting(photos.BUDGET),
-    "photos-steps": lambda _: photos.gains_by_steps(),
-    "photos-foreign": lambda _: foreign.table(),
-    "photos-few-steps": lambda _: photos.few_steps(),
-    "photos-sources": lambda _: photos.sources(),
-    "photos-auto": lambda _: photos.beside("ours", "", ("auto",), "fastft, 42 px"),
-    "photos-whole": lambda _: photos.beside("loop, whole length", ", whole length", ("ours",)),
-    "photos-whole-seconds": lambda _: photos.beside(
-        "loop, whole length", ", whole length, as many seconds", photos.LONG
-    ),
-    "photos-head": lambda _: photos.beside("linear head", ", whole length", ("ours",), "linear head"),
-    "photos-values": lambda _: photos.beside(
+    "readme-photos": photos.summary,
+    "photos-sets": lambda: photos.headline("fastft"),
+    "photos-setting": lambda: photos.setting("fastft"),
+    "photos-heads": photos.heads,
+    "photos-seconds": lambda: photos.headline(photos.LOOP_SECONDS),
+    "photos-seconds-setting": lambda: photos.setting(photos.LOOP_SECONDS),
+    "photos-seconds-shorter": lambda: photos.shorter(photos.TWENTY),
+    "photos-budget-shorter": lambda: photos.shorter(photos.SHORTER_BUDGET),
+    "photos-longer": lambda: photos.tried(photos.TRIED_LONGER),
+    "photos-resized": photos.resized,
+    "photos-tried": lambda: photos.tried(photos.TRIED_RATE),
+    "photos-start": photos.start,
+    "photos-centre": lambda: photos.tried(photos.TRIED_CENTRE),
+    "photos-parts": lambda: photos.tried(photos.TRIED_PARTS),
+    "photos-augmentation": photos.augmentation,
+    "photos-budget": lambda: photos.headline(photos.BUDGET),
+    "photos-budget-setting": lambda: photos.setting(photos.BUDGET),
+    "photos-steps": photos.gains_by_steps,
+    "photos-foreign": foreign.table,
+    "photos-few-steps": photos.few_steps,
+    "photos-sources": photos.sources,
+    "photos-auto": lambda: photos.beside("ours", "", ("auto",), "fastft, 42 px"),
+    "photos-whole": lambda: photos.beside("loop, whole length", ", whole length", ("ours",)),
+    "photos-whole-seconds": lambda: photos.beside("loop, whole length", ", whole length, as many seconds", photos.LONG),
+    "photos-head": lambda: photos.beside("linear head", ", whole length", ("ours",), "linear head"),
+    "photos-values": lambda: photos.beside(
         "ours, earlier values, whole length", ", whole length", ("ours",), "earlier"
     ),
 }
@@ -163,29 +146,24 @@ TABLES: dict[str, Callable[[Results], str]] = {
 # pictures
 
 
-PICTURES: dict[str, Callable[[Results, str], str]] = {
-    "speed": lambda _, theme: speed.picture(theme),
-    "study": study.picture,
-    "frontier": costs.picture,
-}
+PICTURES: dict[str, Callable[[str], str]] = {"speed": speed.picture, "study": study.picture, "frontier": costs.picture}
 
 
-def filled(text: str, results: Results) -> str:
+def filled(text: str) -> str:
     """Return the page with every table made anew."""
-    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]](results)}\n{block[3]}", text)
+    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]]()}\n{block[3]}", text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a table is out of date")
     check = parser.parse_args().check
-    results = Results(RESULTS)
     new = {TRAFFIC: costs.traced_traffic()}
     if not check:
         TRAFFIC.write_text(new[TRAFFIC], encoding="utf-8")  # the tables' costs are read from it
-    new |= {page: filled(page.read_text(encoding="utf-8"), results) for page in PAGES}
+    new |= {page: filled(page.read_text(encoding="utf-8")) for page in PAGES}
     for name, draw in PICTURES.items():
-        new |= {IMAGES / f"{name}-{theme}.svg": draw(results, theme) for theme in ("light", "dark")}
+        new |= {IMAGES / f"{name}-{theme}.svg": draw(theme) for theme in ("light", "dark")}
     stale = [path for path, text in new.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if check and stale:
         sys.exit(f"out of date: {', '.join(p.name for p in stale)}. Run: python benchmarks/tables.py")

@@ -25,26 +25,7 @@ from fastft.bench.jpegs import JpegSet
 from fastft.bench.loader_bench import loader_task
 from fastft.bench.measure import CPU, CPU_RATE, LOADER, ON_GPU, SPLIT, Figure, Plan, Variant, enter, entered
 from fastft.bench.ours import training_loader
-from fastft.bench.task import (
-    AUGMENT,
-    DECODED,
-    ENTROPY,
-    ERASE,
-    FINISH,
-    HAND_OVER,
-    MEMORY,
-    OPS,
-    PARTS,
-    PIXELS,
-    READ,
-    RECIPE,
-    RESIZE,
-    Entry,
-    Pass,
-    Task,
-    entries,
-    peer_module,
-)  # fmt: skip
+from fastft.bench.task import AUGMENT, ERASE, PARTS, Entry, Part, Pass, Task, Work, entries, peer_module
 from fastft.bench.ways import entered as entry_and_task
 from fastft.data.decode import CPU as CPU_CLOCK
 from fastft.data.decode import now
@@ -63,7 +44,7 @@ def recipe(options: Options) -> Iterator[Variant]:
     """Run the recipe on one core, from bytes in memory to normalised tensors."""
     for files in (RESIZED, ORIGINAL):
         given = {"beton": str(options.workspace.beton(files)), "folder": str(options.workspace.jpegs(files))}
-        task = Task(MEMORY, given, SIZE, 4 if options.quick else min(BATCH, options.images), threads=1)
+        task = Task(Work.MEMORY, given, SIZE, 4 if options.quick else min(BATCH, options.images), threads=1)
         common = {"size": SIZE, "images": options.images}
         yield Variant(entered(options, task, ours=__name__), {"files": files}, common)
 
@@ -71,7 +52,7 @@ def recipe(options: Options) -> Iterator[Variant]:
 def split(options: Options) -> Iterator[Variant]:
     """Measure where one image's time goes in a loader with one thread, from the file to the consumer."""
     for files in (RESIZED, ORIGINAL):
-        task = loader_task(options, RECIPE, files, repeat=1)
+        task = loader_task(options, Work.RECIPE, files, repeat=1)
         peers = [(module, entry) for module in map(peer_module, options.peers) for entry in entries(module)]
         staged = [enter(module, entry, task, peer_split) for module, entry in peers if entry.stages]
         ours = [enter(LOADER, entry, task, our_split) for entry in entries(LOADER)]
@@ -123,10 +104,7 @@ class OurRecipe:
         self.out = self.augment.new_output(16).view(np.uint8)
 
     def plan(self, epoch: int) -> np.ndarray:
-        return draw_plan(
-            self.policy, seed=0, epoch=epoch, sample_ids=np.arange(len(self.jpegs)), heights=self.jpegs.heights,
-            widths=self.jpegs.widths, size=SIZE,
-        )  # fmt: skip
+        return self.jpegs.plan(self.policy, epoch, SIZE)
 
     def __call__(self, plan: np.ndarray, *simpler: tuple[np.ndarray, Finish, np.ndarray]) -> np.ndarray:
         """Return seconds for augmentation, and then for the `simpler` plans on the same pixels. plans: (N,)."""
@@ -179,7 +157,7 @@ def our_recipe(task: Task) -> Pass:
     return one_pass
 
 
-ENTRIES = (Entry("fastft", "fastft", our_recipe, {MEMORY: ()}),)
+ENTRIES = (Entry("fastft", "fastft", our_recipe, {Work.MEMORY: ()}),)
 
 # in the contender's process: the split ------------------------------------------------------------------------------
 
@@ -202,7 +180,11 @@ def our_split(**given: Any) -> dict[str, Arm]:
         total = time.process_time() - began
         spent, parts = loader.pop_timings(), _augment_parts(ours, epoch)
         scale = spent["augment"] / sum(parts.values())
-        seconds = {READ: spent["read"], DECODED: spent["decode"], **{part: scale * s for part, s in parts.items()}}
+        seconds = {
+            Part.READ: spent["read"],
+            Part.DECODED: spent["decode"],
+            **{part: scale * s for part, s in parts.items()},
+        }
         return as_split(seconds, total, count, entropy)
 
     return {"pass": run}
@@ -220,10 +202,10 @@ def peer_split(**given: Any) -> dict[str, Arm]:
         own, workers = time.process_time(), workers_seconds()
         count = sum(one_pass())
         total = time.process_time() - own + workers_seconds() - workers
-        seconds = dict.fromkeys((READ, *(part for part, _ in stages)), 0.0)
+        seconds = dict.fromkeys((Part.READ, *(part for part, _ in stages)), 0.0)
         for path in paths:
             value: Any = path
-            for part, stage in ((READ, Path.read_bytes), *stages):
+            for part, stage in ((Part.READ, Path.read_bytes), *stages):
                 began = time.process_time()
                 value = stage(value)
                 seconds[part] += time.process_time() - began
@@ -236,11 +218,11 @@ def peer_split(**given: Any) -> dict[str, Arm]:
 def as_split(seconds: Mapping[str, float], total: float, count: int, entropy: float) -> dict[str, float]:
     """Return microseconds per image by part.
 
-    seconds: by part, where DECODED includes entropy decoding. The remainder of `total` is hand-over.
+    seconds: by part, where Part.DECODED includes entropy decoding. The remainder of `total` is hand-over.
     """
-    decode = seconds[DECODED]
-    parts = {**seconds, ENTROPY: entropy * decode, PIXELS: (1 - entropy) * decode}
-    parts[HAND_OVER] = max(total - sum(seconds.values()), 0.0)
+    decode = seconds[Part.DECODED]
+    parts = {**seconds, Part.ENTROPY: entropy * decode, Part.PIXELS: (1 - entropy) * decode}
+    parts[Part.HAND_OVER] = max(total - sum(seconds.values()), 0.0)
     microseconds = {part: 1e6 * parts[part] / count for part in PARTS}
     return {"count": count, "total": sum(microseconds.values()), **microseconds}
 
@@ -255,7 +237,7 @@ def _augment_parts(ours: OurRecipe, epoch: int) -> dict[str, float]:
     finish = ours.augment.finish
     as_bytes = np.empty((len(ours.out), SIZE, SIZE, 3), np.uint8)
     whole, no_ops, resize = ours(plan, (without, finish, ours.out), (bare, finish._replace(dtype=UINT8), as_bytes))
-    return {RESIZE: resize, OPS: max(whole - no_ops, 0.0), FINISH: max(no_ops - resize, 0.0)}
+    return {Part.RESIZE: resize, Part.OPS: max(whole - no_ops, 0.0), Part.FINISH: max(no_ops - resize, 0.0)}
 
 
 def entropy_share(files: Sequence[bytes]) -> float:
@@ -299,40 +281,31 @@ def gpu_augment(
             return repeated(lambda: cpu(packed.numpy(), offsets[:-1], plan), batch, device)
         gpu = CudaAugment(AugmentPolicy(name), size, torch.float16, torch.device(device))
         tables = [torch.from_numpy(a).to(device) for a in (offsets, plan.view(np.uint8))]
-        return timed_bytes(repeated(lambda: gpu(packed, *tables), batch, device), len(packed) + 2 * 3 * batch * size**2)
+        return repeated(lambda: gpu(packed, *tables), batch, device, len(packed) + 2 * 3 * batch * size**2)
 
     arms = {name: arm(name) for name in policies}
     if device != "cpu":
         pinned = torch.empty(batch * GPU_HEIGHT * GPU_WIDTH * 3, dtype=torch.uint8, pin_memory=True)
-        copy = repeated(lambda: pinned.to(device, non_blocking=True), batch, device)
-        arms["copy"] = timed_bytes(copy, len(pinned))
+        arms["copy"] = repeated(lambda: pinned.to(device, non_blocking=True), batch, device, len(pinned))
     return arms
 
 
-def timed_bytes(arm: Arm, num_bytes: int) -> Arm:
-    """Add to the arm the GB per call, and the share of the GPU's memory bandwidth that moving them would take."""
-    card = find_gpu(torch.cuda.get_device_name())
+def repeated(call: Callable[[], object], batch: int, device: str, num_bytes: int = 0) -> Arm:
+    """Make GPU_REPEATS calls and wait for the device once.
 
-    def run() -> dict[str, Any]:
-        began = time.perf_counter()
-        count = arm()
-        wall = time.perf_counter() - began
-        figures: dict[str, Any] = {"count": count, "wall": wall, "ms": 1e3 * wall / GPU_REPEATS, "gb": num_bytes / 1e9}
-        if card is not None:
-            figures["bandwidth_share"] = GPU_REPEATS * num_bytes / wall / card.bandwidth
-        return figures
+    num_bytes: per call. On a GPU, the arm also returns the GB, and the share of the GPU's memory bandwidth that moving them
+    would take.
+    """
 
-    return run
-
-
-def repeated(call: Callable[[], object], batch: int, device: str) -> Arm:
-    """Make GPU_REPEATS calls and wait for the device once."""
-
-    def run() -> int:
+    def run() -> int | dict[str, Any]:
+        count, began = GPU_REPEATS * batch, time.perf_counter()
         for _ in range(GPU_REPEATS):
             call()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return GPU_REPEATS * batch
+        if device == "cpu":
+            return count
+        torch.cuda.synchronize()
+        wall, card = time.perf_counter() - began, find_gpu(torch.cuda.get_device_name())
+        share = {"bandwidth_share": GPU_REPEATS * num_bytes / wall / card.bandwidth} if card else {}
+        return {"count": count, "wall": wall, "ms": 1e3 * wall / GPU_REPEATS, "gb": num_bytes / 1e9, **share}
 
     return run

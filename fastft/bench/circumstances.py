@@ -7,11 +7,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 
+import msgspec
 import psutil
 import torch
 
@@ -143,37 +143,27 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-@dataclass(frozen=True)
 class Watch:
-    """Measure a session: begin with `Watch.start()`, then ask for the session as often as you need."""
+    """Measure a session from now on. Ask for it as often as you need."""
 
-    command: str
-    seed: int | None
-    date: str
-    began: float
-    load: float
-    cpu_seconds: float
-    steal_seconds: float
-
-    @classmethod
-    def start(cls, command: str, seed: int | None = None) -> "Watch":
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(command, seed, date, time.monotonic(), os.getloadavg()[0], *_cpu_seconds())
+    def __init__(self, command: str, seed: int | None = None) -> None:
+        self.began, self.cpu = time.monotonic(), _cpu_seconds()
+        date, load = datetime.now(timezone.utc).isoformat(timespec="seconds"), _load()
+        self.start = Session(
+            command=command, date=date, seconds=0, load_before=load, load_after=load, steal=0, seed=seed
+        )
 
     def session(self, betons: Mapping[str, str] = MappingProxyType({})) -> Session:
         """betons: SHA-256 of the .beton files that were written so far."""
-        total, steal = _cpu_seconds()
-        passed = total - self.cpu_seconds
-        return Session(
-            command=self.command,
-            date=self.date,
-            seconds=round(time.monotonic() - self.began, 1),
-            load_before=round(self.load, 2),
-            load_after=round(os.getloadavg()[0], 2),
-            steal=round((steal - self.steal_seconds) / passed, 4) if passed > 0 else 0.0,
-            seed=self.seed,
-            betons=dict(betons),
-        )
+        passed, stolen = (now - before for now, before in zip(_cpu_seconds(), self.cpu, strict=True))
+        return msgspec.structs.replace(
+            self.start, seconds=round(time.monotonic() - self.began, 1), load_after=_load(),
+            steal=round(stolen / passed, 4) if passed > 0 else 0.0, betons=dict(betons),
+        )  # fmt: skip
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
 
 
 def _cpu_seconds() -> tuple[float, float]:

@@ -10,7 +10,7 @@ from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, ORIGINAL
 from fastft.bench.harness import Options
 from fastft.bench.measure import CPU, CPU_RATE, WALL, WALL_RATE, Figure, Plan, Row, Variant, entered
-from fastft.bench.task import CONVERT, Entry, Task
+from fastft.bench.task import Entry, Task, Work
 from fastft.bench.ways import build
 
 SIDES: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
@@ -21,7 +21,7 @@ def speed(options: Options) -> Iterator[Variant]:
     """Convert on all cores. CPU time includes all worker processes."""
     folder = options.workspace.beton(ORIGINAL).parent  # writes the class folders too
     files = {"folder": str(folder / "originals"), "scratch": str(folder)}
-    task = Task(CONVERT, files, 0, 0, options.threads, 1 if options.quick else REPEAT)
+    task = Task(Work.CONVERT, files, 0, 0, options.threads, 1 if options.quick else REPEAT)
     common = {"images": options.images * task.repeat, "workers": options.threads}
     yield Variant(entered(options, task, by_side, ours=__name__), {}, common, options.threads)
 
@@ -68,6 +68,8 @@ def ours(task: Task, lossless: bool) -> Callable[[int | None], int]:
 
 
 ENTRIES = (
-    Entry("fastft", "fastft", ours, {CONVERT: ()}, {"lossless": True}),
-    Entry("fastft, re-encoding", "fastft", ours, {CONVERT: ("decodes and encodes every image",)}, {"lossless": False}),
+    Entry("fastft", "fastft", ours, {Work.CONVERT: ()}, {"lossless": True}),
+    Entry(
+        "fastft, re-encoding", "fastft", ours, {Work.CONVERT: ("decodes and encodes every image",)}, {"lossless": False}
+    ),
 )

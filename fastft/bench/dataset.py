@@ -3,8 +3,10 @@
 import hashlib
 import os
 import tarfile
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,35 +57,34 @@ class Workspace:
 
     def beton(self, name: str) -> Path:
         """Return the images as a .beton. `name` is RESIZED or ORIGINAL."""
-        from beton_tools.write.convert import convert_folder  # here, as contenders' processes should not hold pyarrow
-        from beton_tools.write.writer import WriteOptions
-
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
-        root = self.folder / "originals"  # class folders that hold links
-        if not root.exists():
-            for number, image in enumerate(self.images.paths):
-                link = root / image.parent.name / f"{number:06}{image.suffix}"
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(image.resolve())
         if not path.exists():
-            options = WriteOptions(workers=0 if len(self.images.paths) <= FEW else None)
-            if name == RESIZED:
-                options = replace(
-                    options, max_resolution=MAX_SIDE, quality=QUALITY, subsampling="4:2:0", lossless=False
-                )
-            convert_folder(root, path, options)
+            links = [(f"{image.parent.name}/{n:06}{image.suffix}", image) for n, image in enumerate(self.images.paths)]
+            resized = {"max_resolution": MAX_SIDE, "quality": QUALITY, "subsampling": "4:2:0", "lossless": False}
+            self._convert(self._linked("originals", links), path, **resized if name == RESIZED else {})
             self.sha256[name] = sha256_of(path)
         return path
 
     def raw(self) -> Path:
         """Return the uncompressed pixels of RESIZED as a .beton."""
-        from beton_tools.write.convert import convert_folder
+        return self._convert(self.jpegs(RESIZED), self.folder / "raw.beton", write_mode="raw")
+
+    def _linked(self, name: str, links: Iterable[tuple[str, Path]]) -> Path:
+        """Return a folder with class folders, in which links have these names."""
+        root = self.folder / name
+        for link, image in () if root.exists() else links:
+            (root / link).parent.mkdir(parents=True, exist_ok=True)
+            (root / link).symlink_to(image.resolve())
+        return root
+
+    def _convert(self, folder: Path, path: Path, **options: Any) -> Path:
+        """Convert the folder, if that was not done yet."""
+        from beton_tools.write.convert import convert_folder  # here, as contenders' processes should not hold pyarrow
         from beton_tools.write.writer import WriteOptions
 
-        path = self.folder / "raw.beton"
         if not path.exists():
             workers = 0 if len(self.images.paths) <= FEW else None
-            convert_folder(self.jpegs(RESIZED), path, WriteOptions(workers=workers, write_mode="raw"))
+            convert_folder(folder, path, WriteOptions(workers=workers, **options))
         return path
 
     def shards(self, name: str, number: int) -> str:
@@ -103,28 +104,17 @@ class Workspace:
         beton, folder = self.beton(name), self.jpegs(name)
         scratch = beton.with_suffix(".scratch")
         scratch.mkdir(exist_ok=True)
-        return {
-            "beton": str(beton),
-            "folder": str(folder),
-            "shards": self.shards(name, threads),
-            "scratch": str(scratch),
-        }
+        shards = self.shards(name, threads)
+        return {"beton": str(beton), "folder": str(folder), "shards": shards, "scratch": str(scratch)}
 
     def repeated(self, num_bytes: int, page_size: int) -> Path:
         """Repeat the images of RESIZED until the shuffled .beton has about `num_bytes`."""
-        from beton_tools.write.convert import convert_folder
-        from beton_tools.write.writer import WriteOptions
-
         path = self.folder / "repeated.beton"
         if not path.exists():
             files = sorted(self.jpegs(RESIZED).glob("*/*"))
             times = max(1, round(num_bytes / sum(file.stat().st_size for file in files)))
-            for file in files:
-                for copy in range(times):
-                    link = self.folder / "repeated" / file.parent.name / f"{copy:03}-{file.name}"
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.symlink_to(file)
-            convert_folder(self.folder / "repeated", path, WriteOptions(page_size=page_size, shuffle_seed=0))
+            links = ((f"{file.parent.name}/{copy:03}-{file.name}", file) for file in files for copy in range(times))
+            self._convert(self._linked("repeated", links), path, page_size=page_size, shuffle_seed=0)
             with path.open("rb") as written:
                 os.fsync(written.fileno())  # pages that are not on the disk yet cannot leave the page cache
         return path

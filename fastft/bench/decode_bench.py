@@ -12,14 +12,13 @@ from beton_tools.jpeg import find_region, open_decoders
 from beton_tools.jpeg.markers import OK, scan_header
 from beton_tools.jpeg.turbo import decompress
 from beton_tools.read.format import Beton
-from fastft.augment.draw import draw_plan
 from fastft.augment.policies import AugmentPolicy
 from fastft.bench.child import Arm
 from fastft.bench.dataset import ORIGINAL, RESIZED
 from fastft.bench.harness import Options
 from fastft.bench.jpegs import JpegSet
 from fastft.bench.measure import CPU, CPU_RATE, Figure, Plan, Row, Variant, entered
-from fastft.bench.task import DECODE, Entry, Pass, Task
+from fastft.bench.task import Entry, Pass, Task, Work
 from fastft.machine.bench_result import Setting
 
 SIZE, BATCH = 224, 64
@@ -31,7 +30,7 @@ def crop(options: Options) -> Iterator[Variant]:
     for files in (RESIZED, ORIGINAL):
         beton = options.workspace.beton(files)
         given = {"beton": str(beton), "folder": str(options.workspace.jpegs(files))}
-        task = Task(DECODE, given, SIZE, 4 if options.quick else min(BATCH, options.images), threads=1)
+        task = Task(Work.DECODE, given, SIZE, 4 if options.quick else min(BATCH, options.images), threads=1)
         kilobytes = round(float(Beton.open(beton).sizes.mean()) / 1e3, 1)
         setting: Setting = {"files": files, "kB per image": kilobytes}
         yield Variant(entered(options, task, ours=__name__), setting, {"images": options.images})
@@ -65,11 +64,7 @@ def crops(task: Task) -> Pass:
 
 def random_crops(jpegs: JpegSet, epoch: int) -> np.ndarray:
     """Draw boxes (N, 4) as y, x, h, w, like training's random resized crop."""
-    plan = draw_plan(
-        AugmentPolicy("none"), seed=0, epoch=epoch, sample_ids=np.arange(len(jpegs)), heights=jpegs.heights,
-        widths=jpegs.widths, size=SIZE,
-    )  # fmt: skip
-    boxes: np.ndarray = plan["crop"].astype(np.int64)
+    boxes: np.ndarray = jpegs.plan(AugmentPolicy("none"), epoch, SIZE)["crop"].astype(np.int64)
     return boxes
 
 
@@ -129,5 +124,8 @@ def decompress_all(
     return failures
 
 
-ENTRIES = (Entry("fastft", "fastft", crops, {DECODE: ()}), Entry(LIMIT, "", crop_limit, {DECODE: ()}, limit=True))
+ENTRIES = (
+    Entry("fastft", "fastft", crops, {Work.DECODE: ()}),
+    Entry(LIMIT, "", crop_limit, {Work.DECODE: ()}, limit=True),
+)
 PLANS = (Plan("decode.crop", 120, [CROP], crop),)

@@ -21,7 +21,7 @@ from fastft.bench.dataset import RESIZED, Images, Workspace, evenly
 from fastft.bench.harness import Options, Rounds
 from fastft.bench.measure import TRAINING, WALL, WALL_RATE, Figure, Plan, Row, Variant, entered
 from fastft.bench.step_bench import device, step_flops, timm_train_step
-from fastft.bench.task import TRAIN, Entry, Task
+from fastft.bench.task import Entry, Task, Work
 from fastft.bench.ways import build
 from fastft.cost.bottleneck import LOADER_PARTS, diagnose
 from fastft.jobs.run import run_recipe
@@ -44,7 +44,7 @@ def training(options: Options) -> Iterator[Variant]:
     recipe = recipe_from_dict("e2e", sections)
     model, optim = recipe.model, recipe.optim
     files = {"folder": str(options.workspace.jpegs(RESIZED))}
-    task = Task(TRAIN, files, model.image_size, optim.batch_size, options.threads)
+    task = Task(Work.TRAIN, files, model.image_size, optim.batch_size, options.threads)
     default = "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
     setting: Setting = {
         "model": options.recipe.name if options.recipe else default, "size": model.image_size, "batch": optim.batch_size,
@@ -149,7 +149,7 @@ def train_recipe(task: Task, sections: dict[str, dict[str, Any]]) -> dict[str, A
     return {"pass": run}
 
 
-ENTRIES = (Entry("fastft", "fastft", train_recipe, {TRAIN: ()}),)
+ENTRIES = (Entry("fastft", "fastft", train_recipe, {Work.TRAIN: ()}),)
 
 
 def train_timm(task: Task, sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:

@@ -4,36 +4,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fastft.bench.contenders.ffcv import DECODER, NORMALISED, OPERATIONS, STOCK
-from fastft.bench.harness import Contender, Options
+from fastft.bench.harness import Options
 from fastft.bench.loader_bench import common, loader_task
 from fastft.bench.measure import CPU, CPU_RATE, LOADER, Figure, Plan, Row, Variant, enter, enter_as
 from fastft.bench.ours import ENTRIES as OUR_ENTRIES
-from fastft.bench.task import CROP, RECIPE, Entry, Task, peer_module
+from fastft.bench.task import Work, peer_module
 from fastft.machine.bench_result import OURS
 
+FFCV = peer_module("ffcv")
 UINT8 = "crop and flip, uint8"
 
 
 def loader(options: Options) -> Iterator[Variant]:
-    task = loader_task(options, CROP)
+    """Run fastft's operations in FFCV's Loader under the name for which ratios are taken."""
+    task, (own,) = loader_task(options, Work.CROP), OUR_ENTRIES
     for title, work, ours, other in (
-        (UINT8, CROP, DECODER, STOCK),
-        ("crop, flip, normalise", CROP, OPERATIONS, NORMALISED),
-        ("whole recipe", RECIPE, OPERATIONS, OUR_ENTRIES[0]),
+        (UINT8, Work.CROP, DECODER, STOCK),
+        ("crop, flip, normalise", Work.CROP, OPERATIONS, NORMALISED),
+        ("whole recipe", Work.RECIPE, OPERATIONS, None),
     ):
         asked = replace(task, work=work)
-        yield Variant([in_ffcv(ours, asked), beside(other, asked)], {"work": title}, common(task, options))
-
-
-def in_ffcv(entry: Entry, task: Task) -> Contender:
-    """Return fastft's operations in FFCV's Loader under the name for which ratios are taken."""
-    return enter_as(enter(peer_module("ffcv"), entry, task), OURS, "its operations in FFCV's Loader")
-
-
-def beside(entry: Entry, task: Task) -> Contender:
-    ours = entry is OUR_ENTRIES[0]
-    made = enter(LOADER if ours else peer_module("ffcv"), entry, task)
-    return enter_as(made, "fastft's own loader") if ours else made
+        in_ffcv = enter_as(enter(FFCV, ours, asked), OURS, "its operations in FFCV's Loader")
+        beside = enter(FFCV, other, asked) if other else enter_as(enter(LOADER, own, asked), "fastft's own loader")
+        yield Variant([in_ffcv, beside], {"work": title}, common(task, options))
 
 
 PLANS = (

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,13 +23,9 @@ from beton_tools.base.errors import UserError
 from fastft.bench import PEERS
 from fastft.bench.child import Arm
 from fastft.bench.dataset import Workspace
-from fastft.machine import bench_result
-from fastft.machine.bench_result import Case, Round, Setting
-from fastft.machine.facts import package_version
 from fastft.recipe import Recipe
 
 Trial = dict[str, Any]  # wall and CPU seconds, number of images, and an arm's own figures
-Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
 GRACE_SECONDS = 10
 TRIAL_SECONDS = 1800  # time limit for a round
@@ -100,7 +96,7 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int) -> Rou
         RuntimeError: a fastft contender fails. A failing peer is reported as skipped instead.
     """
     result = Rounds({c.name: c for c in contenders})
-    names = f"{', '.join(result.contenders)}, {threads} thread{'s' * (threads > 1)}"
+    names = f"{', '.join(result.contenders)}, {threads} core{'s' * (threads > 1)}"
     show_progress(names)
     with ExitStack() as stack:
         processes = [stack.enter_context(_started(c, threads)) for c in contenders]
@@ -228,59 +224,3 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.kill()
         process.wait()
     process.stdout.close()
-
-
-# cases ----------------------------------------------------------------------------------------------------------------
-
-
-def case(
-    rounds: Rounds,
-    arm: str,
-    figure: Figure,
-    setting: Setting,
-    keep: Sequence[str] = (),
-    names: Mapping[str, str] | None = None,
-) -> Case:
-    """Return one arm's rounds as they are stored.
-
-    figure: the value of a round. keep: the arm's own figures to store with each round. names: the contenders to include,
-    and their names in the result; by default all.
-    """
-    shown = names or {name: name for name in rounds.contenders}
-    stored = [c for name, as_ in shown.items() if (c := _stored(rounds, name, as_, arm, figure, keep)) is not None]
-    measured = {c.name for c in stored if c.rounds}
-    turns = [[shown[name] for name in turn if name in shown] for turn in rounds.order]
-    order = [drawn for turn in turns if (drawn := [name for name in turn if name in measured])]
-    return Case(setting=setting, contenders=stored, order=order)
-
-
-def _stored(
-    rounds: Rounds, name: str, as_: str, arm: str, figure: Figure, keep: Sequence[str]
-) -> bench_result.Contender | None:
-    contender, trials = rounds.contenders.get(name), rounds.trials.get(name, {}).get(arm)
-    if contender is None or (trials is None and name not in rounds.skipped):
-        return None
-    return bench_result.Contender(
-        name=as_,
-        rounds=[_round(trial, figure, keep) for trial in trials or ()],
-        version=package_version(contender.package) if contender.package else None,
-        differences=list(contender.differences),
-        limit=contender.limit,
-        skipped=rounds.skipped.get(name),
-    )
-
-
-def _round(trial: Trial, figure: Figure, keep: Sequence[str]) -> Round:
-    return Round(
-        value=shortened(figure(trial)),
-        images=int(trial.get("count", 0)),
-        wall=shortened(trial["wall"]),
-        cpu=shortened(trial["cpu"]),
-        foreign=round(trial["foreign"], 3) if "foreign" in trial else None,
-        figures={key: shortened(trial[key]) for key in keep if key in trial},
-    )
-
-
-def shortened(value: float) -> float:
-    """Round to five significant digits."""
-    return float(f"{value:.5g}")

@@ -6,6 +6,8 @@ import numpy as np
 
 from beton_tools.jpeg import scratch_bytes
 from beton_tools.read.format import Beton
+from fastft.augment.draw import draw_plan
+from fastft.augment.policies import AugmentPolicy
 
 
 class JpegSet:
@@ -16,6 +18,18 @@ class JpegSet:
         self.data = np.concatenate([beton.image_bytes(k) for k in range(beton.num_samples)])
         self.ends = np.concatenate([[0], np.cumsum(beton.sizes)]).astype(np.int64)
         self.heights, self.widths = (beton.image_column[side].astype(np.int64) for side in ("height", "width"))
+
+    def plan(self, policy: AugmentPolicy, epoch: int, size: int) -> np.ndarray:
+        """Draw an epoch's plan for the images in their order, (N,)."""
+        return draw_plan(
+            policy,
+            seed=0,
+            epoch=epoch,
+            sample_ids=np.arange(len(self)),
+            heights=self.heights,
+            widths=self.widths,
+            size=size,
+        )
 
     def __len__(self) -> int:
         return len(self.heights)

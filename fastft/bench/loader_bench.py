@@ -30,7 +30,7 @@ from fastft.bench.measure import (
     entered,
 )  # fmt: skip
 from fastft.bench.ours import ENTRIES as OUR_ENTRIES
-from fastft.bench.task import CROP, EVALUATION, RECIPE, Task, peer_module
+from fastft.bench.task import Task, Work, peer_module
 from fastft.bench.ways import cold, first, opening, warm
 from fastft.machine.bench_result import OURS, Setting
 from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
@@ -40,9 +40,9 @@ ORDER_BYTES, ORDER_MEMORY, ORDER_BLOCK_MIB, ORDER_BATCH = 300_000_000, 100_000_0
 REPEAT = 2  # passes over the images in a round
 MANY_SAMPLES, MANY_FILES = 20_000_000, 64
 ABOUT = {
-    RECIPE: "Decode, bicubic random resized crop, flip, RandAugment m9 n2, normalise, random erasing.",
-    CROP: "Decode, random resized crop, flip, normalise.",
-    EVALUATION: "Decode, resize, centre crop, normalise.",
+    Work.RECIPE: "Decode, bicubic random resized crop, flip, RandAugment m9 n2, normalise, random erasing.",
+    Work.CROP: "Decode, random resized crop, flip, normalise.",
+    Work.EVALUATION: "Decode, resize, centre crop, normalise.",
 }
 
 
@@ -68,11 +68,6 @@ def all_threads(options: Options) -> Iterable[int]:
     return [options.threads]
 
 
-def one_by_one(options: Options) -> Iterable[int]:
-    """Return one thread, which the case names, as the others do."""
-    return [1]
-
-
 def thread_counts(options: Options) -> Iterable[int]:
     """Return 1, 2, 4, ..., the physical cores, and all hardware threads."""
     threads, physical = options.threads, psutil.cpu_count(logical=False) or 1
@@ -80,33 +75,39 @@ def thread_counts(options: Options) -> Iterable[int]:
     return sorted({1, *doubling, min(physical, threads), threads})
 
 
+def beyond_cores(options: Options) -> Iterable[int]:
+    """Return `thread_counts`, and in a full run twice as many threads as there are cores."""
+    return [*thread_counts(options), *([] if options.quick else [2 * options.threads])]
+
+
 def loaders(
-    options: Options, work: str = RECIPE, files: str = RESIZED, threads: Threads = one_thread, sizes: Sequence[int] = (SIZE,),
-    way: Way = warm, only: Sequence[str] | None = None, also: str = "", **changes: Any,
+    options: Options, work: str = Work.RECIPE, files: str = RESIZED, threads: Threads = one_thread, by_threads: bool = False,
+    sizes: Sequence[int] = (SIZE,), way: Way = warm, only: Sequence[str] | None = None, also: str = "", **changes: Any,
 ) -> Iterator[Variant]:  # fmt: skip
     """Enter all loaders, for each number of threads and each size.
 
-    also: the peer whose first loader for crops takes part, because it cannot do the recipe.
+    by_threads: each case names its threads. also: the peer whose first loader for crops takes part, because it cannot do
+    the recipe.
     """
     for count in threads(options):
         for size in sizes:
             task = loader_task(options, work, files, threads=count, size=size, **changes)
             chosen = entered(options, task, way, only=only)
             if also in options.peers:
-                chosen += entered(options, replace(task, work=CROP), way, only=[also])[1:2]
+                chosen += entered(options, replace(task, work=Work.CROP), way, only=[also])[1:2]
             shared, varied = common(task, options, files), Setting()
-            if threads in (thread_counts, one_by_one):
+            if by_threads:
                 varied["threads"] = count
             if threads is all_threads:
                 shared = {"threads": count, **shared}
             if len(sizes) > 1:
                 varied["size"] = shared.pop("size")
-            yield Variant(chosen, varied, shared, count)
+            yield Variant(chosen, varied, shared, min(count, options.threads), count > options.threads)
 
 
 def raw(options: Options) -> Iterator[Variant]:
     """Crop and flip from a .beton of raw pixels, which is eight times as large."""
-    task = loader_task(options, CROP)
+    task = loader_task(options, Work.CROP)
     for stored, path in (("JPEG", options.workspace.beton(RESIZED)), ("raw pixels", options.workspace.raw())):
         one = replace(task, files={**task.files, "beton": str(path)})
         setting: Setting = {"stored": stored, "file MB": round(path.stat().st_size / 1e6, 1)}
@@ -117,7 +118,7 @@ def starts(options: Options) -> Iterator[Variant]:
     """Start every loader with enough large batches to fill every buffer."""
     batch = 4 if options.quick else MEMORY_BATCH
     repeat = max(1, -(-6 * batch // options.images))
-    return loaders(options, threads=thread_counts, way=first, also="ffcv", batch=batch, repeat=repeat)
+    return loaders(options, threads=thread_counts, by_threads=True, way=first, also="ffcv", batch=batch, repeat=repeat)
 
 
 def open_long(options: Options) -> Iterator[Variant]:
@@ -125,7 +126,7 @@ def open_long(options: Options) -> Iterator[Variant]:
     few, many = (10_000, 64_000) if options.quick else (IMAGENET_TRAIN_SIZE, MANY_SAMPLES)
     for samples, parts, peers in ((few, 1, ["ffcv"]), (many, MANY_FILES, [])):
         files = {"beton": options.workspace.long(samples, parts), "warm": str(options.workspace.beton(RESIZED))}
-        task = replace(loader_task(options, CROP, repeat=1), files=files)
+        task = replace(loader_task(options, Work.CROP, repeat=1), files=files)
         chosen = [c for c in entered(options, task, opening, only=peers) if c.name in ("fastft", "stock FFCV")]
         yield Variant(chosen, {"samples": samples, "files": parts}, {"batch": task.batch}, options.threads)
 
@@ -134,7 +135,7 @@ def order(options: Options) -> Iterator[Variant]:
     """Ask the disk for an epoch over a file three times as large as the memory."""
     file_bytes, batch = (4_000_000, 4) if options.quick else (ORDER_BYTES, ORDER_BATCH)
     path = options.workspace.repeated(file_bytes, page_size=1 << 20)
-    task = Task(CROP, {"beton": str(path)}, SIZE, batch, options.threads)
+    task = Task(Work.CROP, {"beton": str(path)}, SIZE, batch, options.threads)
     [ours] = OUR_ENTRIES
     blocks = enter(LOADER, ours, task, order="blocks", block_mib=ORDER_BLOCK_MIB)
     # FFCV's order for files that do not fit into memory
@@ -159,7 +160,7 @@ def order(options: Options) -> Iterator[Variant]:
 
 
 def to_gpu(options: Options) -> Iterator[Variant]:
-    task = loader_task(options, RECIPE, threads=options.threads, device="cuda")
+    task = loader_task(options, Work.RECIPE, threads=options.threads, device="cuda")
     shared = {"threads": options.threads, "gpu": torch.cuda.get_device_name(), **common(task, options)}
     yield Variant(entered(options, task), {}, shared, options.threads)
 
@@ -172,7 +173,9 @@ def throughput(
         f"{key}.core", f"Loader, {title}, one thread", CPU_RATE, CPU, ABOUT[work], only={"threads": 1}, **shown
     )
     wall = Figure(key, f"Loader, {title}", WALL_RATE, WALL, ABOUT[work])
-    return Plan(key, seconds, [core, wall, *more], partial(loaders, work=work, files=files, threads=threads))
+    return Plan(
+        key, seconds, [core, wall, *more], partial(loaders, work=work, files=files, threads=threads, by_threads=True)
+    )
 
 
 BETWEEN = Figure(
@@ -187,14 +190,14 @@ OPEN_ABOUT = "Building a loader for files whose images are holes. Compiled code 
 ORIGINALS_TITLE = "loader, whole recipe, original files"
 PLANS = (
     throughput(
-        "loader.recipe", 340, "whole recipe", RECIPE, RESIZED, thread_counts, BETWEEN, headline=1,
+        "loader.recipe", 450, "whole recipe", Work.RECIPE, RESIZED, beyond_cores, BETWEEN, headline=1,
         rows=[Row("loader, whole recipe, 500 px files", "timm")],
         processors=[
             ("whole recipe from 500 px files", "timm", "recipe_500"), ("500 px files", "DALI CPU", "recipe_500"),
         ],
     ),
     throughput(
-        "loader.recipe-originals", 240, "whole recipe", RECIPE, ORIGINAL, one_by_one, headline=1,
+        "loader.recipe-originals", 240, "whole recipe", Work.RECIPE, ORIGINAL, one_thread, headline=1,
         rows=[
             Row(ORIGINALS_TITLE, "timm"), Row("the same", "torchvision v2"), Row("the same", "simplejpeg + OpenCV"),
             Row("the same", "DALI CPU"),
@@ -205,22 +208,22 @@ PLANS = (
         drawn=("Whole recipe, original ImageNet files", ("simplejpeg + OpenCV", "torchvision v2", "timm", "DALI CPU")),
     ),
     throughput(
-        "loader.crop", 340, "crop and flip", CROP, RESIZED, thread_counts,
+        "loader.crop", 450, "crop and flip", Work.CROP, RESIZED, beyond_cores,
         rows=[Row("loader, crop and flip, 500 px files", "stock FFCV"), Row("the same", "SPDL")],
         processors=[("crop and flip from 500 px files", "stock FFCV", "crop_500")],
         drawn=("Crop and flip, 500 px files", ("stock FFCV", "torchvision v2", "timm", "SPDL")),
     ),
-    throughput("loader.crop-originals", 240, "crop and flip", CROP, ORIGINAL, one_by_one),
+    throughput("loader.crop-originals", 240, "crop and flip", Work.CROP, ORIGINAL, one_thread),
     Plan("loader.sizes", 120, [
-        Figure("loader.sizes", "Loader, whole recipe, by image size", CPU_RATE, CPU, ABOUT[RECIPE]),
+        Figure("loader.sizes", "Loader, whole recipe, by image size", CPU_RATE, CPU, ABOUT[Work.RECIPE]),
     ], partial(loaders, sizes=SIZES, repeat=1, only=("timm", "torchvision"))),
     Plan("loader.eval", 100, [
         Figure(
-            "loader.eval", "Loader, evaluation", CPU_RATE, CPU, ABOUT[EVALUATION], rows=[Row("loader, evaluation", "timm")]
+            "loader.eval", "Loader, evaluation", CPU_RATE, CPU, ABOUT[Work.EVALUATION], rows=[Row("loader, evaluation", "timm")]
         ),
-    ], partial(loaders, work=EVALUATION)),
+    ], partial(loaders, work=Work.EVALUATION)),
     Plan("loader.raw", 60, [
-        Figure("loader.raw", "Loader, crop and flip, JPEG or raw pixels", CPU_RATE, CPU, ABOUT[CROP]),
+        Figure("loader.raw", "Loader, crop and flip, JPEG or raw pixels", CPU_RATE, CPU, ABOUT[Work.CROP]),
     ], raw),
     Plan("loader.cold", 60, [
         Figure(
@@ -256,6 +259,6 @@ PLANS = (
         Figure("loader.order.requests", "Disk requests per epoch", "requests", "requests", ORDER_ABOUT, better="lower"),
     ], order, most_rounds=3, refusal=limited.refusal),
     Plan("loader.gpu", 120, [
-        Figure("loader.gpu", "Loader to the GPU, whole recipe", WALL_RATE, WALL, ABOUT[RECIPE], chapter=ON_GPU),
+        Figure("loader.gpu", "Loader to the GPU, whole recipe", WALL_RATE, WALL, ABOUT[Work.RECIPE], chapter=ON_GPU),
     ], to_gpu, needs_gpu=True),
 )  # fmt: skip

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES, PEERS
-from fastft.bench.harness import Contender, Options, Rounds, Trial, alternate, alternate_fresh, case
+from fastft.bench.harness import Contender, Options, Rounds, Trial, alternate, alternate_fresh
 from fastft.bench.task import Entry, Task, entries, peer_module
 from fastft.bench.ways import warm
 from fastft.machine import bench_result
+from fastft.machine.facts import package_version
 
 LOADER = "fastft.bench.ours"  # fastft's own loader
 WALL, CPU = "wall", "cpu"  # a round's value: images per second of wall time, or of CPU time in all threads and workers
@@ -48,7 +49,8 @@ class Figure:
 
     value: WALL, CPU, or the name of one of the round's own figures. Cases without it are left out.
     keep: more of the round's own figures to store.
-    only: takes only variants with these settings, which are then not stored. last: takes only the last variant.
+    only: takes only variants with these settings, which are then not stored. last: takes only the last variant that has
+    a core for each thread, once all variants ran.
     arms: the arms that it takes, with the setting of each.
     names: the contenders that it takes, with their names here; by default all.
     chapter: its place on the page. headline: it tells what one core prepares; the first that a result has is used.
@@ -73,24 +75,55 @@ class Figure:
     processors: Sequence[tuple[str, str, str]] = ()  # what, peer, rounds
     drawn: tuple[str, tuple[str, ...]] | None = None
 
-    def of(self, trial: Trial) -> float:
-        return trial["count"] / trial[self.value] if self.value in (WALL, CPU) else trial[self.value]
-
     def shown(self, rounds: Rounds, arm: str) -> dict[str, str]:
         """Return the contenders whose rounds have such a value, or that were skipped, with their names in the result."""
         names = self.names or {name: name for name in rounds.contenders}
         found = {name: rounds.trials.get(name, {}).get(arm, ()) for name in names}
-        return {name: names[name] for name, trials in found.items() if all(self.value in trial for trial in trials)}
+        return {
+            name: names[name] for name, trials in found.items()
+            if (trials or name in rounds.skipped) and all(self.value in trial for trial in trials)
+        }  # fmt: skip
+
+    def case(self, rounds: Rounds, arm: str, setting: Setting) -> bench_result.Case:
+        """Return one arm's rounds as they are stored."""
+        shown, stored = self.shown(rounds, arm), []
+        for name, as_ in shown.items():
+            one = rounds.contenders[name]
+            stored.append(bench_result.Contender(
+                name=as_, rounds=[self._round(trial) for trial in rounds.trials.get(name, {}).get(arm, ())],
+                version=package_version(one.package) if one.package else None, differences=list(one.differences),
+                limit=one.limit, skipped=rounds.skipped.get(name),
+            ))  # fmt: skip
+        measured = {name for name in shown if name in rounds.trials}
+        order = [drawn for turn in rounds.order if (drawn := [shown[name] for name in turn if name in measured])]
+        return bench_result.Case(setting=dict(setting), contenders=stored, order=order)
+
+    def _round(self, trial: Trial) -> bench_result.Round:
+        value = trial["count"] / trial[self.value] if self.value in (WALL, CPU) else trial[self.value]
+        return bench_result.Round(
+            value=shortened(value), images=int(trial.get("count", 0)), wall=shortened(trial["wall"]), cpu=shortened(trial["cpu"]),
+            foreign=round(trial["foreign"], 3) if "foreign" in trial else None,
+            figures={key: shortened(trial[key]) for key in self.keep if key in trial},
+        )  # fmt: skip
+
+
+def shortened(value: float) -> float:
+    """Round to five significant digits."""
+    return float(f"{value:.5g}")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Contenders that run in turn on `threads` cores. setting: of the case. common: what all variants share."""
+    """Contenders that run in turn on `threads` cores. setting: of the case. common: what all variants share.
+
+    is_crowded: there are more threads than cores.
+    """
 
     contenders: Sequence[Contender]
     setting: Setting = field(default_factory=dict)
     common: Setting = field(default_factory=dict)
     threads: int = 1
+    is_crowded: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,30 +147,46 @@ class Plan:
 
 
 def run_plan(plan: Plan, options: Options) -> Findings:
-    """Run the variants, and yield the plan's measures and notes."""
+    """Run the variants, and yield the plan's measures and notes.
+
+    If a variant fails or is interrupted, the measures of those before it come first, and then its exception.
+    """
     if why := plan.refusal():
         yield f"{plan.key} was left out. {why}"
         return
     rounds = min(options.rounds, plan.most_rounds or options.rounds)
     run = alternate_fresh if plan.fresh else alternate
-    found = [(one, run(one.contenders, rounds, one.threads)) for one in plan.variants(options)]
+    found: list[tuple[Variant, Rounds]] = []
+    try:
+        for one in plan.variants(options):
+            found.append((one, run(one.contenders, rounds, one.threads)))
+    except BaseException:
+        yield from _measures(plan, found, rounds, is_complete=False)
+        raise
+    yield from _measures(plan, found, rounds)
+    yield from plan.notes([rounds for _, rounds in found])
+
+
+def _measures(
+    plan: Plan, found: Sequence[tuple[Variant, Rounds]], rounds: int, is_complete: bool = True
+) -> Iterator[bench_result.Measure]:
+    roomy = [one for one in found if not one[0].is_crowded]
     for figure in plan.figures:
-        if cases := list(_cases(figure, found)):
+        taken = found if not figure.last else roomy[-1:] if is_complete else []
+        if cases := list(_cases(figure, taken)):
             yield bench_result.Measure(
                 key=figure.key, bench=plan.key.partition(".")[0], title=figure.title, unit=figure.unit, about=figure.about,
                 cases=cases, better=figure.better, setting={**found[-1][0].common, "rounds": rounds},
             )  # fmt: skip
-    yield from plan.notes([rounds for _, rounds in found])
 
 
 def _cases(figure: Figure, found: Sequence[tuple[Variant, Rounds]]) -> Iterator[bench_result.Case]:
-    for variant, rounds in found[-1:] if figure.last else found:
+    for variant, rounds in found:
         if figure.only.items() <= {**variant.common, **variant.setting}.items():
             setting = {k: v for k, v in variant.setting.items() if k not in figure.only}
             for arm, more in figure.arms.items():
-                shown = figure.shown(rounds, arm)
-                if any(name in rounds.trials for name in shown):
-                    yield case(rounds, arm, figure.of, {**setting, **more}, figure.keep, shown)
+                if any(name in rounds.trials for name in figure.shown(rounds, arm)):
+                    yield figure.case(rounds, arm, {**setting, **more})
 
 
 # what there is --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastft.bench.task import AUGMENT, BETON, CROP, ERASE, EVALUATION, RECIPE, Entry, Pass, Task
+from fastft.bench.task import AUGMENT, BETON, ERASE, Entry, Pass, Task, Work
 
 
 def make(task: Task, **options: Any) -> Pass:
@@ -16,7 +16,7 @@ def make(task: Task, **options: Any) -> Pass:
     from fastft.data.loader import EvalLoader
     from fastft.data.stage import Output
 
-    if task.work == EVALUATION:
+    if task.work == Work.EVALUATION:
         evaluation = EvalLoader(
             task.files["beton"], "none", Output(task.size, task.device), batch_size=task.batch, workers=task.threads,
             indices=repeated(task),
@@ -38,7 +38,7 @@ def training_loader(task: Task, **options: Any) -> Any:
     from fastft.data.loader import TrainLoader
     from fastft.data.stage import Output
 
-    policy = AugmentPolicy(AUGMENT, erase_prob=ERASE) if task.work == RECIPE else AugmentPolicy("none")
+    policy = AugmentPolicy(AUGMENT, erase_prob=ERASE) if task.work == Work.RECIPE else AugmentPolicy("none")
     return TrainLoader(
         task.files["beton"], policy, Output(task.size, task.device), batch_size=task.batch, workers=task.threads,
         subset=repeated(task), **options,
@@ -54,4 +54,4 @@ def repeated(task: Task) -> np.ndarray | None:
     return np.tile(np.arange(Beton.open(task.files["beton"]).num_samples), task.repeat)
 
 
-ENTRIES = (Entry("fastft", "fastft", make, {RECIPE: (), CROP: (), EVALUATION: ()}, reads=BETON),)
+ENTRIES = (Entry("fastft", "fastft", make, {Work.RECIPE: (), Work.CROP: (), Work.EVALUATION: ()}, reads=BETON),)

@@ -17,7 +17,7 @@ from torch import nn
 from fastft.bench.child import Arm
 from fastft.bench.harness import Options
 from fastft.bench.measure import TRAINING, WALL, WALL_RATE, Figure, Plan, Row, Variant, enter_as, entered
-from fastft.bench.task import STEP, Entry, Task
+from fastft.bench.task import Entry, Task, Work
 from fastft.bench.ways import build
 from fastft.machine.bench_result import MFU, SHARE, Setting
 from fastft.machine.distributed import World
@@ -73,7 +73,7 @@ def training(options: Options) -> Iterator[Variant]:
     """Train with all parameters and with the upper half of the blocks, per case."""
     where = torch.cuda.get_device_name() if device().type == "cuda" else f"CPU, {options.threads} threads"
     for one in cases(options.quick):
-        task = Task(STEP, {}, one.size, one.batch, options.threads)
+        task = Task(Work.STEP, {}, one.size, one.batch, options.threads)
         given: dict[str, Any] = {"letter": one.letter, "dtype": one.dtype, "steps": one.steps}
         whole, half = (entered(options, task, build, __name__, half=frozen, **given) for frozen in (False, True))
         setting: Setting = {"model": one.model, "size": one.size, "dtype": one.dtype, "batch": one.batch}
@@ -173,7 +173,7 @@ def ours(task: Task, letter: str, steps: int, dtype: str, half: bool = False) ->
     return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch, half), precision.dtype)}
 
 
-ENTRIES = (Entry("fastft", "fastft", ours, {STEP: ()}),)
+ENTRIES = (Entry("fastft", "fastft", ours, {Work.STEP: ()}),)
 
 
 class StepRunner:

@@ -78,13 +78,13 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
         )  # fmt: skip
         seed = secrets.randbelow(1 << 31) if args.seed is None else args.seed
         harness.drawing.seed(seed)
-        watch = Watch.start(_command(name, args, images.folder, seed), seed)
+        watch = Watch(_command(name, args, images.folder, seed), seed)
         result = new_result(images.described(), args.quick, watch)
         if args.add:
             path = args.add
             result = extended(read_result(path), result) if path.exists() else result
-        keys = [plan.key for plan in plans]
-        result.missing = [*(key for key in result.missing if key not in keys), *keys]
+        new = [plan.key for plan in plans if result.measure(plan.key) is None]
+        result.missing = list(dict.fromkeys([*result.missing, *new]))
         progress = Progress(console, plans, options)
         try:
             for plan in plans:
@@ -209,23 +209,29 @@ class Progress:
         return format_duration(share * sum(plan.seconds for plan in self.plans[self.done :]))
 
     def run(self, plan: Plan, options: Options, result: Result, watch: Watch, path: Path) -> list[Measure]:
-        """Run a plan's measures. Each appears in the result and its file at once."""
+        """Run a plan, and write its measures into the result and its file.
+
+        If the plan does not come to its end, those of its measures that the result does not have yet are written.
+        """
         head = f"{plan.key} ({self.done + 1} of {len(self.plans)}, about {self.left()} left)"
-        found = []
-        with self.console.status(head) as status:
-            harness.show_progress = partial(_show_progress, self.console, status, head)
-            for item in run_plan(plan, options):
-                if isinstance(item, str):
-                    result.notes.append(item)
-                elif measure := accepted(item, result.notes):
-                    found.append(measure)
-                    result.measures = [m for m in result.measures if m.key != item.key] + [item]
-                result.sessions[-1] = watch.session(options.workspace.sha256)
+        found, is_complete = list[Measure](), False
+        try:
+            with self.console.status(head) as status:
+                harness.show_progress = partial(_show_progress, self.console, status, head)
+                for item in run_plan(plan, options):
+                    if isinstance(item, str):
+                        result.notes.append(item)
+                    elif measure := accepted(item, result.notes):
+                        found.append(measure)
+            is_complete = True
+            self.done += 1
+            result.missing = [key for key in result.missing if key != plan.key]
+        finally:
+            new = {m.key: m for m in found if is_complete or result.measure(m.key) is None}
+            result.measures = [m for m in result.measures if m.key not in new] + list(new.values())
+            result.sessions[-1] = watch.session(options.workspace.sha256)
+            if is_complete or result.measures:
                 write_result(path, result)
-        self.done += 1
-        result.missing.remove(plan.key)
-        if result.measures:
-            write_result(path, result)
         return found
 
 
@@ -281,9 +287,9 @@ def _cells(measure: Measure, case: Case, contender: Contender) -> list[str]:
     return [
         figure(values.median),
         f"{figure(values.low)}-{figure(values.high)}",
-        *([] if times is None else [_times(times)]),
+        *([] if times is None else [describe_times(times)]),
     ]
 
 
-def _times(times: Spread) -> str:
+def describe_times(times: Spread) -> str:
     return f"{times.median:.2f}x ({times.low:.2f}-{times.high:.2f})"

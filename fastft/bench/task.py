@@ -14,16 +14,27 @@ from typing import Any
 
 from fastft.bench import own
 
-# loaders: whole recipe, crop and flip, evaluation; from bytes in memory: a crop's pixels, the whole recipe; and beyond
-RECIPE, CROP, EVALUATION, DECODE, MEMORY = "recipe", "crop", "eval", "decode", "memory"
-CONVERT, STEP, TRAIN = "convert", "step", "train"
+
+class Work:
+    """What a contender can be asked for."""
+
+    RECIPE, CROP, EVALUATION = "recipe", "crop", "eval"  # loaders: the whole recipe, crop and flip, evaluation
+    DECODE, MEMORY = "decode", "memory"  # from bytes in memory: a crop's pixels, the whole recipe
+    CONVERT, STEP, TRAIN = "convert", "step", "train"
+
+
+class Part:
+    """Of the time that one image takes. A peer's decoding is divided into ENTROPY and PIXELS."""
+
+    READ, ENTROPY, PIXELS, RESIZE = "read", "entropy decoding", "inverse DCT and colour", "resize"
+    OPS, FINISH, HAND_OVER = "ops", "normalise and erase", "hand-over"
+    DECODED = PIXELS
+
+
+PARTS = (Part.READ, Part.ENTROPY, Part.PIXELS, Part.RESIZE, Part.OPS, Part.FINISH, Part.HAND_OVER)
 WHOLE = ("decodes the whole image",)
 AUGMENT, ERASE = "rand-m9-mstd0.5-inc1", 0.25  # the paper's
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # for random resized crops; every library's default
-READ, ENTROPY, PIXELS, RESIZE, OPS, FINISH, HAND_OVER = PARTS = (  # of the time that one image takes
-    "read", "entropy decoding", "inverse DCT and colour", "resize", "ops", "normalise and erase", "hand-over",
-)  # fmt: skip
-DECODED = PIXELS  # a peer's stage, which is divided into ENTROPY and PIXELS
 ATTEMPTS = 10  # to draw a crop that fits
 BETON, FOLDER, SHARDS = "beton", "folder", "shards"  # what an entry reads
 
@@ -35,8 +46,8 @@ Stages = Sequence[tuple[str, Callable[[Any], Any]]]  # a transform in named part
 class Task:
     """Deliver these images `repeat` times per pass, as normalised float32 in channels-last memory.
 
-    work: RECIPE is random resized crop (bicubic), flip, RandAugment, normalise, random erasing. CROP is random resized
-    crop and flip alone. EVALUATION is resize and centre crop.
+    work: Work.RECIPE is random resized crop (bicubic), flip, RandAugment, normalise, random erasing. Work.CROP is random resized
+    crop and flip alone. Work.EVALUATION is resize and centre crop.
     files: "beton", and the same JPEGs as "folder" (class folders), "shards" (a WebDataset pattern) and "scratch" (a
     folder for a loader's own format).
     """
@@ -108,7 +119,7 @@ def random_box(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def decoding(decoder: Callable[[], Callable[[bytes], Any]]) -> Callable[[Task], Pass]:
-    """Return `make` for DECODE: whole images, one after another, from memory."""
+    """Return `make` for Work.DECODE: whole images, one after another, from memory."""
 
     def make(task: Task) -> Pass:
         files, decode = [path.read_bytes() for path in task.paths], decoder()
@@ -129,7 +140,7 @@ def chain(functions: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 def in_memory(stages: Callable[[int], Stages]) -> Callable[[Task], Pass]:
-    """Return `make` for MEMORY: each image's bytes through all stages, one image after another."""
+    """Return `make` for Work.MEMORY: each image's bytes through all stages, one image after another."""
 
     def make(task: Task) -> Pass:
         import torch

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -127,16 +127,16 @@ def cold(**given: Any) -> dict[str, Arm]:
 
 
 class PeakMemory(threading.Thread):
-    """Sample the memory used by this process and its workers, and keep the highest sum, in MB."""
+    """Sample the memory used by this process and its workers, or what `used` returns, and keep the highest value, in MB."""
 
-    def __init__(self) -> None:
+    def __init__(self, used: Callable[[], float] | None = None) -> None:
         super().__init__(daemon=True)
-        self.mb = 0.0
+        self.mb, self.used = 0.0, used or used_mb
         self._ended = threading.Event()
 
     def run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            self.mb = max(self.mb, used_mb())
+            self.mb = max(self.mb, self.used())
 
     def __enter__(self) -> "PeakMemory":
         self.start()
@@ -145,7 +145,12 @@ class PeakMemory(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self.join()
-        self.mb = max(self.mb, used_mb())
+        self.mb = max(self.mb, self.used())
+
+    def take(self) -> float:
+        """Return the highest value since the last call."""
+        peak, self.mb = max(self.mb, self.used()), 0.0
+        return peak
 
 
 def used_mb() -> float:

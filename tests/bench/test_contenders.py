@@ -1,6 +1,7 @@
 """Contenders are given the same images and deliver what their row says; the user's own loader is one of them."""
 
 import tarfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from fastft.bench import loader_bench, own
 from fastft.bench.augment_bench import entropy_share
 from fastft.bench.contenders.spdl import random_crop
 from fastft.bench.dataset import RESIZED, Images, Workspace
-from fastft.bench.harness import Options
+from fastft.bench.harness import Options, Rounds
 from fastft.bench.measure import LOADER, PEERS, entered, run_plan
-from fastft.bench.task import CROP, EVALUATION, RECIPE, Task, entries, peer_module
-from fastft.bench.ways import PeakMemory, between, build, first, warm
+from fastft.bench.task import Task, Work, entries, peer_module
+from fastft.bench.ways import PERCENTILES, PeakMemory, between, build, first, warm
 from tests.written import write_crops
 
 COUNT, SIZE = 6, 32
@@ -34,7 +35,7 @@ def workspace(tmp_path: Path, photographs) -> Workspace:
 
 @pytest.fixture
 def task(workspace: Workspace) -> Task:
-    return Task(RECIPE, workspace.files(RESIZED, threads=2), SIZE, batch=2, threads=1)
+    return Task(Work.RECIPE, workspace.files(RESIZED, threads=2), SIZE, batch=2, threads=1)
 
 
 def test_every_format_of_the_images_has_the_same_jpegs(workspace, task):
@@ -48,7 +49,7 @@ def test_every_format_of_the_images_has_the_same_jpegs(workspace, task):
     assert raw.num_samples == COUNT and raw.sizes.sum() == 3 * int((raw.heights * raw.widths).sum())
 
 
-@pytest.mark.parametrize("work", [RECIPE, CROP, EVALUATION])
+@pytest.mark.parametrize("work", [Work.RECIPE, Work.CROP, Work.EVALUATION])
 def test_fastft_passes_over_all_images_as_often_as_asked(task, work):
     given = {**task.as_dict(), "work": work, "repeat": 2}
     trial = warm(module=LOADER, name="fastft", task=given, options={})["pass"]()
@@ -90,7 +91,7 @@ def test_the_start_of_a_loader_includes_its_first_batch_and_the_memory_of_its_wo
 
 def test_a_row_names_what_is_not_the_same_work(workspace, task):
     options = Options(workspace, rounds=1, threads=1, peers=("ffcv", "timm", "webdataset"))
-    rows = {c.name: c.differences for c in entered(options, Task(**{**task.as_dict(), "work": CROP}))}
+    rows = {c.name: c.differences for c in entered(options, Task(**{**task.as_dict(), "work": Work.CROP}))}
     assert rows["fastft"] == () and "uint8, not normalised" in rows["stock FFCV"]
     assert "timm's transform" in rows["WebDataset"] and rows.keys() >= {"timm", "FFCV, fastft's operations"}
     assert "stock FFCV" not in {c.name for c in entered(options, task)}  # it has no RandAugment
@@ -122,8 +123,8 @@ def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
     [_, contender] = entered(options, task)
     assert contender.name == where and contender.differences == (own.DIFFERENCE,)
     assert contender.make(**contender.arguments)["pass"]()["count"] == COUNT
-    assert own.works(where) == (RECIPE,)
-    assert own.works(f"{tmp_path}/my_loader.py:both") == (RECIPE, CROP)
+    assert own.works(where) == (Work.RECIPE,)
+    assert own.works(f"{tmp_path}/my_loader.py:both") == (Work.RECIPE, Work.CROP)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,45 @@ def test_threads_double_up_to_all_cores_and_stop_at_the_physical_ones(
     workspace, monkeypatch, threads, physical, counts
 ):
     monkeypatch.setattr("psutil.cpu_count", lambda logical: physical)
-    assert loader_bench.thread_counts(Options(workspace, rounds=1, threads=threads)) == counts
+    options = Options(workspace, rounds=1, threads=threads)
+    assert loader_bench.thread_counts(options) == counts
+    assert loader_bench.beyond_cores(options) == [*counts, 2 * threads]
+    assert loader_bench.beyond_cores(replace(options, quick=True)) == counts
+
+
+def test_twice_as_many_threads_run_on_all_cores_and_do_not_stand_for_them(workspace, monkeypatch):
+    plan = next(plan for plan in loader_bench.PLANS if plan.key == "loader.recipe")
+    options = Options(workspace, rounds=1, threads=2, peers=())
+    assert [(v.threads, v.contenders[0].arguments["task"]["threads"]) for v in plan.variants(options)] == [
+        (1, 1), (2, 2), (2, 4),
+    ]  # fmt: skip
+    monkeypatch.setattr("fastft.bench.measure.alternate", made_up_rounds)
+    found = {m.key: [case.setting for case in m.cases] for m in run_plan(plan, options)}
+    assert found["loader.recipe"] == [{"threads": 1}, {"threads": 2}, {"threads": 4}]
+    assert found["loader.recipe.core"] == [{}] and found["loader.between"] == [{"threads": 2}]
+
+
+def test_what_was_measured_of_a_plan_before_ctrl_c_is_kept(workspace, monkeypatch):
+    plan = next(plan for plan in loader_bench.PLANS if plan.key == "loader.recipe")
+
+    def run(contenders, rounds, threads):
+        if threads > 1:
+            raise KeyboardInterrupt
+        return made_up_rounds(contenders, rounds, threads)
+
+    monkeypatch.setattr("fastft.bench.measure.alternate", run)
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        for measure in run_plan(plan, Options(workspace, rounds=1, threads=2, peers=())):
+            found.append(measure)
+    assert [(m.key, [case.setting for case in m.cases]) for m in found] == [
+        ("loader.recipe.core", [{}]), ("loader.recipe", [{"threads": 1}]),
+    ]  # fmt: skip
+
+
+def made_up_rounds(contenders, rounds, threads) -> Rounds:
+    trial = {"wall": 1.0, "cpu": 1.0, "count": 6, **dict.fromkeys(PERCENTILES, 1.0)}
+    return Rounds({c.name: c for c in contenders}, {c.name: {"pass": [trial] * rounds} for c in contenders})
 
 
 ORDER = next(plan for plan in loader_bench.PLANS if plan.key == "loader.order")

@@ -17,7 +17,7 @@ from mkdocs.structure.files import Files
 from beton_tools.base.errors import UserError
 from fastft.bench.page.bars import BANDWIDTH_LIMIT, describe_ratio, describe_setting, measure_figures
 from fastft.bench.page.comparison import compare, render_comparison, write_bench_page
-from fastft.bench.page.one import render_bench
+from fastft.bench.page.one import line_chart, render_bench
 from fastft.cli import main
 from fastft.cost.cores import demands
 from fastft.cost.price import CostQuery, price_recipes
@@ -379,3 +379,12 @@ def test_a_result_with_one_strange_value_is_drawn_or_refused(tmp_path_factory: p
     write_bench_page([one], page)
     write_bench_page([one, one], page)
     assert page.read_text().endswith("</html>")
+
+
+def test_perfect_scaling_ends_at_the_last_core():
+    make = made_up.Maker()
+    cases = [make.case({"fastft": 100 * t, "timm": 10 * t}, threads=t) for t in (1, 16, 32)]
+    measured = made_up.measure("loader.recipe", "Loader", cases, "images/s")
+    chart = line_chart(measured, "threads", "", cases, {"fastft": "accent", "timm": "peer-1"}, cores=16)
+    lines = {s.name: list(s.x) for s in chart.series}
+    assert lines == {"fastft": [1, 16, 32], "timm": [1, 16, 32], "fastft, perfect scaling": [1, 16]}

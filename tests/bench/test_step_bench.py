@@ -15,7 +15,7 @@ from fastft.bench.dataset import RESIZED, Images, Workspace, find_images
 from fastft.bench.harness import Contender, Options, Rounds
 from fastft.bench.measure import run_plan
 from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
-from fastft.bench.task import TRAIN, Task
+from fastft.bench.task import Task, Work
 from fastft.export.to_timm import timm_state
 from fastft.machine.distributed import World
 from fastft.machine.precision import choose_precision
@@ -105,7 +105,7 @@ def test_a_training_round_reports_the_time_split_of_step_and_loader(tmp_path, ph
     paths = sorted((tmp_path / "images").glob("*/*"))
     options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
     sections = e2e_bench._sections(options, options.workspace.beton(RESIZED))
-    trial = e2e_bench.train_recipe(Task(TRAIN, {}, 224, 2, 1), sections)["pass"]()
+    trial = e2e_bench.train_recipe(Task(Work.TRAIN, {}, 224, 2, 1), sections)["pass"]()
     assert trial["count"] == 14  # of 16; the first step is not counted
     assert trial["wall"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
     assert {"forward", "backward", "decode", "augment"} <= trial.keys()

@@ -1,7 +1,7 @@
 """`fastft bench`: a file of the documented form, a table with its numbers."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def test_a_quick_run_of_all_benchmarks_measures_everything(tmp_path, photographs
 )
 def test_measures_are_added_only_to_a_result_that_they_belong_to(change, said, monkeypatch):
     monkeypatch.setattr(suite, "commit", lambda: ("f" * 40, False))
-    watch, images = Watch.start("fastft bench decode"), Images(what="4 images", count=4, mean_kb=1.0, sha256="ab" * 32)
+    watch, images = Watch("fastft bench decode"), Images(what="4 images", count=4, mean_kb=1.0, sha256="ab" * 32)
     one, two = (new_result(images, False, watch) for _ in range(2))
     assert len(extended(one, two).sessions) == 2
     for name, value in change.items():
@@ -140,9 +140,15 @@ def test_what_was_measured_before_ctrl_c_has_a_page_that_says_what_is_missing(
 ):
     case = made_up.Maker().case({"fastft": 100})
 
-    def run(plan: Plan, options: Options) -> list[Any]:
-        list(plan.variants(options))
-        return [made_up.measure(plan.key, f"Measure {plan.key}", [case])]
+    def run(plan: Plan, options: Options) -> Iterator[Any]:
+        measure = made_up.measure(plan.key, f"Measure {plan.key}", [case])
+        try:
+            list(plan.variants(options))
+        except KeyboardInterrupt:
+            case.setting["threads"] = 1
+            yield measure
+            raise
+        yield measure
 
     def made(key: str) -> Plan:
         return plan(key, lambda options: [])
@@ -153,13 +159,19 @@ def test_what_was_measured_before_ctrl_c_has_a_page_that_says_what_is_missing(
     given = ["bench", "all", "--count", "2", "--out", str(tmp_path)]
     assert main(given) == 130
     printed = capsys.readouterr().out
-    missing = "2 measures are missing: loader.recipe, loader.cold. To add one: fastft bench loader.recipe --add"
+    missing = "2 measures are missing: loader.recipe (except 1 thread), loader.cold. "
+    missing += "To add one: fastft bench loader.recipe --add"
     result, page = read_result(tmp_path / "all.json"), (tmp_path / "all.html").read_text()
-    assert result.missing == ["loader.recipe", "loader.cold"] and [m.key for m in result.measures] == ["decode.crop"]
+    assert result.missing == ["loader.recipe", "loader.cold"]
+    assert [m.key for m in result.measures] == ["decode.crop", "loader.recipe"]
     assert missing in page and missing in " ".join(printed.split()) and "Measure decode.crop" in page
 
     monkeypatch.setattr(suite, "planned", lambda name: [made("loader.recipe"), made("loader.cold")])
     assert main([*given, "--add", str(tmp_path / "all.json")]) == 0
+    before = read_result(tmp_path / "all.json")
+    monkeypatch.setattr(suite, "planned", lambda name: [plan("loader.recipe")])
+    assert main([*given, "--add", str(tmp_path / "all.json")]) == 130, "a second time: the whole measure stays"
+    assert read_result(tmp_path / "all.json").measures == before.measures
     assert not read_result(tmp_path / "all.json").missing and "incomplete" not in (tmp_path / "all.html").read_text()
 
 

@@ -61,7 +61,7 @@ def test_a_measure_is_disturbed_if_other_programs_used_more_than_a_tenth_of_the_
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):
-    result = new_result(Images(what="4 images", count=4, mean_kb=1.0), False, Watch.start("fastft bench loader"))
+    result = new_result(Images(what="4 images", count=4, mean_kb=1.0), False, Watch("fastft bench loader"))
     result.measures.append(measure(fastft=[1.0, 3.0], p=[2.0, 4.0]))
     write_result(tmp_path / "loader.json", result)
     again = read_result(tmp_path / "loader.json")
@@ -77,7 +77,7 @@ SHA = "0123456789abcdef" * 4
 def test_evidence_is_read_again_and_checked(tmp_path):
     """Order, checksums, versions of packages and the processor's numbers. Older files without them are read."""
     images = Images(what="4 images", count=4, mean_kb=1.0, sha256=SHA)
-    result = new_result(images, False, Watch.start("fastft bench loader --seed 7", 7))
+    result = new_result(images, False, Watch("fastft bench loader --seed 7", 7))
     result.measures.append(measure(fastft=[1.0, 3.0], p=[2.0, 4.0]))
     case = result.measures[0].cases[0]
     case.order = [["p", "fastft"], ["fastft", "p"]]
@@ -130,7 +130,7 @@ def test_mfus_that_were_stored_for_cpus_are_not_shown(tmp_path):
 
 
 def impossible(gpu: str) -> Result:
-    result = new_result(Images(what="4 images", count=4, mean_kb=1.0), False, Watch.start("fastft bench step"))
+    result = new_result(Images(what="4 images", count=4, mean_kb=1.0), False, Watch("fastft bench step"))
     result.machine.gpu = gpu
     result.measures.append(measure(fastft=[0.5, 0.6], p=[0.9, 1.05]))
     return result

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastft.bench.child import library
-from fastft.bench.task import CROP, DECODE, ERASE, MEMORY, RATIO, RECIPE, SCALE, Entry, Pass, Task
+from fastft.bench.task import ERASE, RATIO, SCALE, Entry, Pass, Task, Work
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 PACKAGE = "nvidia-dali-cuda120"
@@ -50,11 +50,11 @@ def build(paths: list[str], task: Task, prefetch: bool = True) -> Any:
         )
         images = fn.resize(images, size=[size, size], interp_type=types.INTERP_CUBIC, antialias=True)
         images = fn.flip(images, horizontal=fn.random.coin_flip(probability=0.5))
-        if task.work in (RECIPE, MEMORY):
+        if task.work in (Work.RECIPE, Work.MEMORY):
             images = rand_augment.rand_augment(images, n=2, m=9, fill_value=128)
         mean, std = [255 * m for m in CLIP_MEAN], [255 * s for s in CLIP_STD]
         images = fn.crop_mirror_normalize(images, mean=mean, std=std, output_layout="HWC")
-        if task.work in (RECIPE, MEMORY) and fn.random.coin_flip(probability=ERASE, dtype=types.BOOL):
+        if task.work in (Work.RECIPE, Work.MEMORY) and fn.random.coin_flip(probability=ERASE, dtype=types.BOOL):
             shape = fn.random.uniform(range=[0.15, 0.6], shape=[2])
             anchor = fn.random.uniform(range=[0.0, 0.4], shape=[2])
             images = fn.erase(images, anchor=anchor, shape=shape, normalized=True, axis_names="HW")
@@ -68,7 +68,7 @@ def build(paths: list[str], task: Task, prefetch: bool = True) -> Any:
 def in_turn(task: Task) -> Pass:
     """Run DALI's fused decode and random crop, or the whole recipe, without prefetch, which does not help on one core."""
     paths = [str(path) for path in task.paths]
-    pipeline = build_decoder(paths, task.batch) if task.work == DECODE else build(paths, task, prefetch=False)
+    pipeline = build_decoder(paths, task.batch) if task.work == Work.DECODE else build(paths, task, prefetch=False)
 
     def one_pass() -> Iterator[int]:
         for _ in range(len(paths) // task.batch):
@@ -93,7 +93,7 @@ def build_decoder(paths: list[str], batch: int) -> Any:
 
 
 ENTRIES = (
-    Entry("DALI CPU", PACKAGE, make, {RECIPE: (OTHER,), CROP: ()}),
-    Entry("DALI CPU", PACKAGE, in_turn, {MEMORY: (OTHER,), DECODE: ()}),
-    Entry("DALI GPU", PACKAGE, make, {RECIPE: (OTHER,)}, gpu=True),
+    Entry("DALI CPU", PACKAGE, make, {Work.RECIPE: (OTHER,), Work.CROP: ()}),
+    Entry("DALI CPU", PACKAGE, in_turn, {Work.MEMORY: (OTHER,), Work.DECODE: ()}),
+    Entry("DALI GPU", PACKAGE, make, {Work.RECIPE: (OTHER,)}, gpu=True),
 )

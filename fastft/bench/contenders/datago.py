@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fastft.bench.child import library
 from fastft.bench.contenders.timm import NCHW, RetryingTransform
-from fastft.bench.task import CROP, RECIPE, Entry, Pass, Task
+from fastft.bench.task import Entry, Pass, Task, Work
 
 WORK = ("timm's transform in one thread", NCHW)
 
@@ -45,4 +45,4 @@ def make(task: Task) -> Pass:
     return one_pass
 
 
-ENTRIES = (Entry("datago", "datago", make, {RECIPE: WORK, CROP: WORK}),)
+ENTRIES = (Entry("datago", "datago", make, {Work.RECIPE: WORK, Work.CROP: WORK}),)

@@ -9,21 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastft.bench.ours import repeated
-from fastft.bench.task import (
-    AUGMENT,
-    BETON,
-    CONVERT,
-    CROP,
-    DECODE,
-    ERASE,
-    EVALUATION,
-    RATIO,
-    RECIPE,
-    SCALE,
-    Entry,
-    Pass,
-    Task,
-)  # fmt: skip
+from fastft.bench.task import AUGMENT, BETON, ERASE, RATIO, SCALE, Entry, Pass, Task, Work
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 BYTES = "uint8, not normalised"
@@ -36,7 +22,7 @@ def make(task: Task, normalise: bool = False, **options: Any) -> Pass:
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
     shape = (task.size, task.size)
-    if task.work == EVALUATION:
+    if task.work == Work.EVALUATION:
         operations = [CenterCropRGBImageDecoder(shape, ratio=1.0)]
     else:
         operations = [RandomResizedCropRGBImageDecoder(shape), RandomHorizontalFlip()]
@@ -54,7 +40,7 @@ def with_our_operations(task: Task, normalise: bool = True) -> Pass:
     decoder = ours.RandomResizedCropRGBImageDecoder((task.size, task.size), hflip=0.5)
     if not normalise:
         return loader(task, [decoder, ToTensor(), ToTorchImage()])
-    policy, erase = (AUGMENT, ERASE) if task.work == RECIPE else ("none", 0.0)
+    policy, erase = (AUGMENT, ERASE) if task.work == Work.RECIPE else ("none", 0.0)
     return loader(task, [decoder, ToTensor(), ours.Augment(policy, erase_prob=erase)])
 
 
@@ -62,7 +48,7 @@ def loader(task: Task, operations: list[Any], order: str = "RANDOM", **options: 
     from ffcv.loader import Loader as FfcvLoader
     from ffcv.loader import OrderOption
 
-    train = task.work != EVALUATION
+    train = task.work != Work.EVALUATION
     made = FfcvLoader(
         task.files["beton"], task.batch, task.threads, order=OrderOption[order if train else "SEQUENTIAL"],
         seed=0, indices=repeated(task), drop_last=train, pipelines={"image": operations}, **options,
@@ -120,15 +106,18 @@ def convert(task: Task) -> Callable[[int | None], int]:
 
 
 STOCK, NORMALISED, DECODER, OPERATIONS = (
-    Entry("stock FFCV", "ffcv", make, {CROP: (BYTES, PIXELS), EVALUATION: (BYTES, PIXELS)}, reads=BETON),
-    Entry("stock FFCV, normalised", "ffcv", make, {CROP: (PIXELS,)}, {"normalise": True}, BETON),
-    Entry("FFCV, fastft's decoder", "ffcv", with_our_operations, {CROP: (BYTES,)}, {"normalise": False}, BETON),
-    Entry("FFCV, fastft's operations", "ffcv", with_our_operations, {CROP: (), RECIPE: ()}, reads=BETON),
+    Entry("stock FFCV", "ffcv", make, {Work.CROP: (BYTES, PIXELS), Work.EVALUATION: (BYTES, PIXELS)}, reads=BETON),
+    Entry("stock FFCV, normalised", "ffcv", make, {Work.CROP: (PIXELS,)}, {"normalise": True}, BETON),
+    Entry("FFCV, fastft's decoder", "ffcv", with_our_operations, {Work.CROP: (BYTES,)}, {"normalise": False}, BETON),
+    Entry("FFCV, fastft's operations", "ffcv", with_our_operations, {Work.CROP: (), Work.RECIPE: ()}, reads=BETON),
 )
 ENTRIES = (
     *(STOCK, NORMALISED, DECODER, OPERATIONS),
-    Entry("stock FFCV", "ffcv", decode, {DECODE: ("with its resize to 224", "fast DCT")}, reads=BETON),
+    Entry("stock FFCV", "ffcv", decode, {Work.DECODE: ("with its resize to 224", "fast DCT")}, reads=BETON),
     Entry(
-        "FFCV DatasetWriter", "ffcv", convert, {CONVERT: ("decodes and encodes every image", "writes no crop index")}
+        "FFCV DatasetWriter",
+        "ffcv",
+        convert,
+        {Work.CONVERT: ("decodes and encodes every image", "writes no crop index")},
     ),
 )

@@ -9,7 +9,7 @@ from typing import Any
 from fastft.bench.child import library
 from fastft.bench.contenders.timm import NCHW, RetryingTransform
 from fastft.bench.contenders.webdataset import TIMM
-from fastft.bench.task import CROP, RECIPE, Entry, Pass, Task
+from fastft.bench.task import Entry, Pass, Task, Work
 
 CHUNK_BYTES = "64MB"  # its documentation's
 
@@ -41,4 +41,4 @@ def decoded(transform: Callable[[Any], Any], file: bytes, *_: Any) -> Any:
     return transform(Image.open(BytesIO(file)).convert("RGB"))
 
 
-ENTRIES = (Entry("LitData", "litdata", make, {RECIPE: (TIMM, NCHW), CROP: (TIMM, NCHW)}, prepare=chunks),)
+ENTRIES = (Entry("LitData", "litdata", make, {Work.RECIPE: (TIMM, NCHW), Work.CROP: (TIMM, NCHW)}, prepare=chunks),)

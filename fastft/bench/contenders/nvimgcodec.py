@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastft.bench.child import library
-from fastft.bench.task import DECODE, Entry, decoding, random_box
+from fastft.bench.task import Entry, Work, decoding, random_box
 
 PACKAGE = "nvidia-nvimgcodec-cu12"
 
@@ -23,4 +23,4 @@ def decoder() -> Callable[[bytes], Any]:
     return decode
 
 
-ENTRIES = (Entry("nvImageCodec CPU", PACKAGE, decoding(decoder), {DECODE: ()}),)
+ENTRIES = (Entry("nvImageCodec CPU", PACKAGE, decoding(decoder), {Work.DECODE: ()}),)

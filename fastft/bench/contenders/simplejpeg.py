@@ -14,25 +14,18 @@ from fastft.bench.contenders.timm import NCHW, retried
 from fastft.bench.contenders.torchvision import torch_loader
 from fastft.bench.task import (
     AUGMENT,
-    CROP,
-    DECODE,
-    DECODED,
     ERASE,
-    EVALUATION,
-    FINISH,
-    MEMORY,
-    OPS,
-    RECIPE,
-    RESIZE,
     WHOLE,
     Entry,
+    Part,
     Pass,
     Stages,
     Task,
+    Work,
     decoding,
     in_memory,
     random_box,
-)  # fmt: skip
+)
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 OPENCV = "OpenCV's area or cubic resize"
@@ -63,7 +56,7 @@ class Transform:
         self.scale = (1 / (255 * np.array(CLIP_STD))).astype(np.float32)
         self.shift = (-np.array(CLIP_MEAN) / np.array(CLIP_STD)).astype(np.float32)
         self.augment = self.erase = None
-        if work == RECIPE:
+        if work == Work.RECIPE:
             from timm.data.auto_augment import rand_augment_transform
             from timm.data.random_erasing import RandomErasing
 
@@ -84,11 +77,11 @@ class Transform:
         """Crop, resize and flip."""
         import cv2
 
-        box = centre_square if self.work == EVALUATION else random_box
+        box = centre_square if self.work == Work.EVALUATION else random_box
         y, x, h, w = box(*pixels.shape[:2])
         method = cv2.INTER_AREA if h * w > self.size * self.size else cv2.INTER_CUBIC
         image = cv2.resize(pixels[y : y + h, x : x + w], (self.size, self.size), interpolation=method)
-        flips = self.work != EVALUATION and random.random() < 0.5
+        flips = self.work != Work.EVALUATION and random.random() < 0.5
         return cv2.flip(image, 1) if flips else image
 
     def draw_ops(self, image: np.ndarray) -> np.ndarray:
@@ -115,13 +108,14 @@ def make(task: Task) -> Pass:
     cv2 = library("cv2", "opencv-python")
     library("simplejpeg", "simplejpeg")
     cv2.setNumThreads(0)  # OpenCV's users do this in DataLoader workers
-    return torch_loader(Folder(task), task, shuffle=task.work != EVALUATION)
+    return torch_loader(Folder(task), task, shuffle=task.work != Work.EVALUATION)
 
 
 def stages(size: int) -> Stages:
-    transform = Transform(size, RECIPE)
+    transform = Transform(size, Work.RECIPE)
     return (
-        (DECODED, transform.decode), (RESIZE, transform.crop), (OPS, transform.draw_ops), (FINISH, transform.finish)
+        (Part.DECODED, transform.decode), (Part.RESIZE, transform.crop), (Part.OPS, transform.draw_ops),
+        (Part.FINISH, transform.finish),
     )  # fmt: skip
 
 
@@ -136,10 +130,10 @@ def opencv() -> Callable[[bytes], Any]:
     return lambda file: cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
-WORK = {RECIPE: (OPENCV, "timm's RandAugment", NCHW), CROP: (OPENCV, NCHW), EVALUATION: (OPENCV, NCHW)}
+WORK = {Work.RECIPE: (OPENCV, "timm's RandAugment", NCHW), Work.CROP: (OPENCV, NCHW), Work.EVALUATION: (OPENCV, NCHW)}
 ENTRIES = (
     Entry("simplejpeg + OpenCV", "simplejpeg", make, WORK, stages=stages),
-    Entry("simplejpeg + OpenCV", "simplejpeg", in_memory(stages), {MEMORY: WORK[RECIPE]}),
-    Entry("simplejpeg", "simplejpeg", decoding(decoder), {DECODE: WHOLE}),
-    Entry("OpenCV", "opencv-python", decoding(opencv), {DECODE: WHOLE}),
+    Entry("simplejpeg + OpenCV", "simplejpeg", in_memory(stages), {Work.MEMORY: WORK[Work.RECIPE]}),
+    Entry("simplejpeg", "simplejpeg", decoding(decoder), {Work.DECODE: WHOLE}),
+    Entry("OpenCV", "opencv-python", decoding(opencv), {Work.DECODE: WHOLE}),
 )

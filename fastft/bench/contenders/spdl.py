@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastft.bench.child import library
-from fastft.bench.task import CROP, RATIO, SCALE, Entry, Pass, Task
+from fastft.bench.task import RATIO, SCALE, Entry, Pass, Task, Work
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 AHEAD = 3  # batches in the buffer, as in SPDL's examples
@@ -49,4 +49,4 @@ def random_crop(size: int) -> str:
     return f"{crop},scale={size}:{size}:flags=bicubic{flip},format=pix_fmts=rgb24"
 
 
-ENTRIES = (Entry("SPDL", "spdl", make, {CROP: ("FFmpeg's decoder and bicubic resize",)}),)
+ENTRIES = (Entry("SPDL", "spdl", make, {Work.CROP: ("FFmpeg's decoder and bicubic resize",)}),)

@@ -5,29 +5,7 @@ from io import BytesIO
 from typing import Any
 
 from fastft.bench.child import Arm
-from fastft.bench.task import (
-    AUGMENT,
-    CROP,
-    DECODE,
-    DECODED,
-    ERASE,
-    EVALUATION,
-    FINISH,
-    MEMORY,
-    OPS,
-    RECIPE,
-    RESIZE,
-    STEP,
-    TRAIN,
-    WHOLE,
-    Entry,
-    Pass,
-    Stages,
-    Task,
-    chain,
-    decoding,
-    in_memory,
-)  # fmt: skip
+from fastft.bench.task import AUGMENT, ERASE, WHOLE, Entry, Part, Pass, Stages, Task, Work, chain, decoding, in_memory
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 TRIES = 20  # about 1 % of the images fail
@@ -36,10 +14,10 @@ NCHW = "channels first in memory"
 
 
 def make(task: Task) -> Pass:
-    policy, erase = (AUGMENT, ERASE) if task.work == RECIPE else ("none", 0.0)
+    policy, erase = (AUGMENT, ERASE) if task.work == Work.RECIPE else ("none", 0.0)
     loader = batches(
         task.files["folder"], task.size, task.batch, task.threads, task.repeat, policy=policy, erase=erase,
-        train=task.work != EVALUATION,
+        train=task.work != Work.EVALUATION,
     )  # fmt: skip
     return lambda: (len(images) for images, _ in loader)
 
@@ -70,7 +48,7 @@ class RetryingTransform:
     def __init__(self, size: int, work: str) -> None:
         import timm.data
 
-        recipe = work == RECIPE
+        recipe = work == Work.RECIPE
         self.transform = timm.data.create_transform(
             size, is_training=True, auto_augment=AUGMENT if recipe else None, interpolation="bicubic", color_jitter=None,
             re_prob=ERASE if recipe else 0.0, re_mode="pixel", mean=CLIP_MEAN, std=CLIP_STD,
@@ -90,10 +68,10 @@ def retried(function: Any, argument: Any) -> Any:
 
 def stages(size: int) -> Stages:
     """Return create_transform's own list: crop and flip, RandAugment, tensor, normalise, erase."""
-    crop, flip, augment, *finish = RetryingTransform(size, RECIPE).transform.transforms
+    crop, flip, augment, *finish = RetryingTransform(size, Work.RECIPE).transform.transforms
     return (
-        (DECODED, decode), (RESIZE, lambda image: flip(crop(image))), (OPS, lambda image: retried(augment, image)),
-        (FINISH, chain(finish)),
+        (Part.DECODED, decode), (Part.RESIZE, lambda image: flip(crop(image))), (Part.OPS, lambda image: retried(augment, image)),
+        (Part.FINISH, chain(finish)),
     )  # fmt: skip
 
 
@@ -115,11 +93,11 @@ def train(task: Task, **options: Any) -> dict[str, Arm]:
     return train_timm(task, **options)
 
 
-WORK = {RECIPE: (NCHW,), CROP: (NCHW,), EVALUATION: (NCHW,)}
+WORK = {Work.RECIPE: (NCHW,), Work.CROP: (NCHW,), Work.EVALUATION: (NCHW,)}
 ENTRIES = (
     Entry("timm", "timm", make, WORK, stages=stages),
-    Entry("timm", "timm", in_memory(stages), {MEMORY: WORK[RECIPE]}),
-    Entry("Pillow", "pillow", decoding(lambda: decode), {DECODE: WHOLE}),
-    Entry("timm", "timm", step, {STEP: ()}),
-    Entry("timm", "timm", train, {TRAIN: ()}),
+    Entry("timm", "timm", in_memory(stages), {Work.MEMORY: WORK[Work.RECIPE]}),
+    Entry("Pillow", "pillow", decoding(lambda: decode), {Work.DECODE: WHOLE}),
+    Entry("timm", "timm", step, {Work.STEP: ()}),
+    Entry("timm", "timm", train, {Work.TRAIN: ()}),
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastft.bench.child import library
-from fastft.bench.task import DECODE, WHOLE, Entry, decoding
+from fastft.bench.task import WHOLE, Entry, Work, decoding
 
 
 def decoder() -> Callable[[bytes], Any]:
@@ -12,4 +12,4 @@ def decoder() -> Callable[[bytes], Any]:
     return decode
 
 
-ENTRIES = (Entry("torchcodec", "torchcodec", decoding(decoder), {DECODE: WHOLE}),)
+ENTRIES = (Entry("torchcodec", "torchcodec", decoding(decoder), {Work.DECODE: WHOLE}),)

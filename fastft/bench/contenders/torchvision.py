@@ -8,27 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from fastft.bench.task import (
-    CROP,
-    DECODE,
-    DECODED,
     ERASE,
-    EVALUATION,
-    FINISH,
-    MEMORY,
-    OPS,
     RATIO,
-    RECIPE,
-    RESIZE,
     SCALE,
     WHOLE,
     Entry,
+    Part,
     Pass,
     Stages,
     Task,
+    Work,
     chain,
     decoding,
     in_memory,
-)  # fmt: skip
+)
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 OTHER = "other RandAugment: one magnitude, bilinear"
@@ -40,7 +33,7 @@ def make(task: Task) -> Pass:
 
     dataset = ImageFolder(task.files["folder"], transform(task.size, task.work), loader=decode)
     dataset.samples = dataset.samples * task.repeat
-    return torch_loader(dataset, task, shuffle=task.work != EVALUATION)
+    return torch_loader(dataset, task, shuffle=task.work != Work.EVALUATION)
 
 
 def decode(path: str) -> Any:
@@ -62,11 +55,11 @@ def transform(size: int, work: str) -> Any:
 
     bicubic, bilinear = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(CLIP_MEAN, CLIP_STD)]
-    if work == EVALUATION:
+    if work == Work.EVALUATION:
         return v2.Compose([v2.Resize(size, interpolation=bicubic, antialias=True), v2.CenterCrop(size), *normalise])
     crop = v2.RandomResizedCrop(size, scale=SCALE, ratio=RATIO, interpolation=bicubic, antialias=True)
     first = [crop, v2.RandomHorizontalFlip()]
-    if work == CROP:
+    if work == Work.CROP:
         return v2.Compose([*first, *normalise])
     augment = v2.RandAugment(num_ops=2, magnitude=9, interpolation=bilinear)
     return v2.Compose([*first, augment, *normalise, v2.RandomErasing(ERASE)])
@@ -86,9 +79,10 @@ def torch_loader(data: Any, task: Task, shuffle: bool | None = True) -> Pass:
 
 
 def stages(size: int) -> Stages:
-    crop, flip, augment, *finish = transform(size, RECIPE).transforms
+    crop, flip, augment, *finish = transform(size, Work.RECIPE).transforms
     return (
-        (DECODED, decode_memory), (RESIZE, lambda image: flip(crop(image))), (OPS, augment), (FINISH, chain(finish)),
+        (Part.DECODED, decode_memory), (Part.RESIZE, lambda image: flip(crop(image))), (Part.OPS, augment),
+        (Part.FINISH, chain(finish)),
     )  # fmt: skip
 
 
@@ -99,9 +93,9 @@ def decoder() -> Callable[[bytes], Any]:
     return decode_memory
 
 
-WORK = {RECIPE: (OTHER, NCHW), CROP: (NCHW,), EVALUATION: (NCHW,)}
+WORK = {Work.RECIPE: (OTHER, NCHW), Work.CROP: (NCHW,), Work.EVALUATION: (NCHW,)}
 ENTRIES = (
     Entry("torchvision v2", "torchvision", make, WORK, stages=stages),
-    Entry("torchvision v2", "torchvision", in_memory(stages), {MEMORY: WORK[RECIPE]}),
-    Entry("torchvision", "torchvision", decoding(decoder), {DECODE: WHOLE}),
+    Entry("torchvision v2", "torchvision", in_memory(stages), {Work.MEMORY: WORK[Work.RECIPE]}),
+    Entry("torchvision", "torchvision", decoding(decoder), {Work.DECODE: WHOLE}),
 )

@@ -8,7 +8,7 @@ import itertools
 from fastft.bench.child import library
 from fastft.bench.contenders.timm import NCHW, RetryingTransform
 from fastft.bench.contenders.torchvision import torch_loader
-from fastft.bench.task import CROP, RECIPE, SHARDS, Entry, Pass, Task
+from fastft.bench.task import SHARDS, Entry, Pass, Task, Work
 
 TIMM = "timm's transform"
 
@@ -21,4 +21,4 @@ def make(task: Task) -> Pass:
     return lambda: itertools.chain.from_iterable(one_pass() for _ in range(task.repeat))
 
 
-ENTRIES = (Entry("WebDataset", "webdataset", make, {RECIPE: (TIMM, NCHW), CROP: (TIMM, NCHW)}, reads=SHARDS),)
+ENTRIES = (Entry("WebDataset", "webdataset", make, {Work.RECIPE: (TIMM, NCHW), Work.CROP: (TIMM, NCHW)}, reads=SHARDS),)

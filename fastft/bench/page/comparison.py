@@ -23,7 +23,7 @@ from fastft.bench.page.one import (
 )  # fmt: skip
 from fastft.bench.page.sentences import USUAL, amount, is_whole, listed, multiple
 from fastft.bench.page.verdicts import Paired, Verdict, verdicts
-from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
+from fastft.machine.bench_result import OURS, Case, Measure, Result, Spread, ratio, spread
 from fastft.report.charts import Chart, render_chart
 from fastft.report.compare import colour, facts
 from fastft.report.page import render_page
@@ -119,10 +119,8 @@ class Comparison:
         changed = [fact for fact in facts([machine_facts(first), machine_facts(last)]) if fact.differs]
         changed = [fact for fact in changed if fact.name in SAME_FACTS]
         said = [f"another {SAME_FACTS[f.name]}: {f.values[0]} and {f.values[1]}" for f in changed]
-        if (
-            "images" not in [fact.name for fact in changed]
-            and len({first.images.sha256, last.images.sha256} - {None}) > 1
-        ):
+        others = len({first.images.sha256, last.images.sha256} - {None}) > 1
+        if others and "images" not in [fact.name for fact in changed]:
             said.append("other images: their checksums differ")
         said += [f"{result.date}: files were changed since the commit" for result in (first, last) if result.changed]
         return said + [f"missing in the last file: {_named(s.title, s.setting)}" for s in self.missing]
@@ -187,13 +185,8 @@ def comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
     ]  # fmt: skip
     counts = {outcome.replace(" ", "_"): comparison.count(outcome) for outcome in ("better", "worse", "cannot tell")}
     missing = [f"{s.measure.key}, {s.setting}".rstrip(", ") for s in comparison.missing]
-    return {
-        **counts,
-        "below": len(comparison.below),
-        "missing": missing,
-        "remarks": comparison.remarks,
-        "figures": figures,
-    }
+    told = {"below": len(comparison.below), "missing": missing, "remarks": comparison.remarks}
+    return counts | told | {"figures": figures}
 
 
 # what the files have in common -----------------------------------------------------------------------------------------
@@ -305,19 +298,17 @@ def _relative(first: Spread, value: Spread) -> tuple[str, str]:
 
 def changes_of(shared: Sequence[Shared], files: Sequence[File], threshold: float | None) -> list[Change]:
     """Return a row per case. All verdicts are made together, because they are adjusted for the number of figures."""
-    ends = [(s, _own(s, files[0]), _own(s, files[-1])) for s in shared]
-    in_both = [(s, Paired.of(first, last, s.measure.better)) for s, first, last in ends if first and last]
-    decided = verdicts([paired for _, paired in in_both], threshold)
-    by_case = {id(s): verdict for (s, _), verdict in zip(in_both, decided, strict=True)}
-    return [Change(s, [dict(_by_number(s)).get(f.number) for f in files], by_case.get(id(s))) for s in shared]
-
-
-def _own(shared: Shared, file: File) -> Contender | None:
-    return next((case.contender() for found, _, case in shared.found if found is file), None)
-
-
-def _by_number(shared: Shared) -> Iterator[tuple[int, Spread]]:
-    return ((file.number, value) for file, value in shared.own())
+    owns = [{file.number: own for file, _, case in s.found if (own := case.contender())} for s in shared]
+    ends = [
+        (own.get(files[0].number), own.get(files[-1].number), s.measure.better)
+        for s, own in zip(shared, owns, strict=True)
+    ]
+    paired = [Paired.of(first, last, better) if first and last else None for first, last, better in ends]
+    decided = iter(verdicts([pair for pair in paired if pair], threshold))
+    return [
+        Change(s, [spread(own[f.number]) if f.number in own else None for f in files], next(decided) if pair else None)
+        for s, own, pair in zip(shared, owns, paired, strict=True)
+    ]
 
 
 def line_measures(files: Sequence[File]) -> Iterator[tuple[str, list[tuple[File, Measure]]]]:

@@ -4,8 +4,8 @@ Chapters follow from what the result contains. Nothing that `fastft bench` can m
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -64,49 +64,9 @@ CORES_NOTES = (
 )
 
 
-@dataclass(frozen=True)
-class MeasureView:
-    title: str
-    about: str
-    setting: str
-    foreign: str = ""  # what other programs did meanwhile
-    figures: Sequence[BarFigure] = ()
-    stacks: Sequence[StackFigure] = ()
-
-
-@dataclass(frozen=True)
-class CoresView:
-    recipe: str
-    sentence: Markup
-    figures: Sequence[BarFigure]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One chapter: bars, line charts, stacked bars or cores."""
-
-    title: str
-    measures: Sequence[MeasureView] = ()
-    charts: Sequence[tuple[str, Markup]] = ()  # title, chart
-    cores: Sequence[CoresView] = ()
-    notes: Sequence[str] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.measures or self.charts or self.cores)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row in the table with all results. ratio: how many times better fastft is."""
-
-    measure: str
-    setting: str
-    contender: str
-    spread: Spread
-    unit: str
-    rounds: int
-    ratio: float | None
+# What the template bench.html shows. A section is a chapter: measures, charts (title, drawing), cores and notes.
+# A measure has a title, notes, and figures or stacks.
+View = dict[str, Any]
 
 
 def render_bench(result: Result) -> str:
@@ -124,7 +84,7 @@ def render_bench(result: Result) -> str:
         missing=describe_missing(result),
         busy=describe_busy(result),
         sentences=sentences(result, needs),
-        sections=[section for section in sections if not section.is_empty],
+        sections=[s for s in sections if s["measures"] or s["charts"] or s["cores"]],
         rows=list(table_rows(result)),
         notes=result.notes,
         commands=list(dict.fromkeys(session.command for session in result.sessions)),
@@ -206,13 +166,19 @@ def checksums(result: Result) -> list[tuple[str, str]]:
 
 
 def describe_missing(result: Result, path: Path = Path("FILE.json")) -> str:
-    """Say what is missing from a run that ended early, and how to add it; empty if it is complete. path: the result."""
+    """Say what is missing from a run that ended early, and how to add it; empty if it is complete. path: the result.
+
+    A measure may have some of its cases, which are then named.
+    """
     if not result.missing:
         return ""
-    count, first = len(result.missing), result.missing[0]
+    count, first, named = len(result.missing), result.missing[0], []
+    for key in result.missing:
+        measured = "; ".join(describe_setting(case.setting) for case in m.cases) if (m := result.measure(key)) else ""
+        named.append(f"{key} (except {measured})" if measured else key)
     return (
         f"The run ended early, so {count} measure{'s' * (count != 1)} {'is' if count == 1 else 'are'} missing: "
-        f"{', '.join(result.missing)}. To add one: fastft bench {first} --add {path}, with the same images and options."
+        f"{', '.join(named)}. To add one: fastft bench {first} --add {path}, with the same images and options."
     )
 
 
@@ -245,14 +211,15 @@ def between(values: Sequence[float]) -> str:
 # chapters -------------------------------------------------------------------------------------------------------------
 
 
-def section(chapter: str, result: Result, measures: Sequence[Measure], needs: Sequence[Demand]) -> Section:
+def section(chapter: str, result: Result, measures: Sequence[Measure], needs: Sequence[Demand]) -> View:
+    shown: View = {"title": chapter, "measures": [], "charts": [], "cores": [], "notes": []}
     if chapter == LINES:
-        return Section(chapter, charts=line_charts(result), notes=[RANGES])
+        return shown | {"charts": line_charts(result), "notes": [RANGES]}
     if chapter == CORES:
-        return Section(chapter, cores=cores_views(result, needs), notes=CORES_NOTES)
+        return shown | {"cores": cores_views(result, needs), "notes": CORES_NOTES}
     if chapter == SPLIT:
-        return Section(chapter, measures=splits(measures))
-    return Section(chapter, measures=[*bars(measures), *(step_splits(measures) if chapter == TRAINING else [])])
+        return shown | {"measures": splits(measures)}
+    return shown | {"measures": [*bars(measures), *(step_splits(measures) if chapter == TRAINING else [])]}
 
 
 def chapter_of(measure: Measure) -> str:
@@ -266,7 +233,7 @@ def is_repeated(measure: Measure, result: Result) -> bool:
     return line_axis(measure) is None and result.measure(f"{measure.key}.core") is not None
 
 
-def bars(measures: Sequence[Measure]) -> list[MeasureView]:
+def bars(measures: Sequence[Measure]) -> list[View]:
     """Draw the measures that are not drawn as lines. If several have the same title, each title names what differs."""
     shown = [m for m in measures if line_axis(m) is None and any(case.measured for case in m.cases)]
     return [_view(m, measure_figures(m), told_apart(m, [o for o in shown if o.title == m.title])) for m in shown]
@@ -278,25 +245,26 @@ def told_apart(measure: Measure, same: Sequence[Measure]) -> str:
     return ", ".join(filter(None, (measure.title, describe_setting(own))))
 
 
-def splits(measures: Sequence[Measure]) -> list[MeasureView]:
+def splits(measures: Sequence[Measure]) -> list[View]:
     """Return the parts of an image's time."""
     return [_view(m, stacks=found) for m in measures if (found := split_figures(m))]
 
 
-def step_splits(measures: Sequence[Measure]) -> list[MeasureView]:
+def step_splits(measures: Sequence[Measure]) -> list[View]:
     """Return the parts of the time for training steps."""
     found = [(m, split_figures(m, STEP_PARTS, "seconds of a round")) for m in measures]
     about = "Wall time of the training process by part."
-    return [MeasureView(f"{m.title}, by part", about, "", stacks=stacks) for m, stacks in found if stacks]
+    titled = [(f"{m.title}, by part", stacks) for m, stacks in found if stacks]
+    return [{"title": title, "notes": [about], "figures": [], "stacks": stacks} for title, stacks in titled]
 
 
 def _view(
     measure: Measure, figures: Sequence[BarFigure] = (), title: str = "", stacks: Sequence[StackFigure] = ()
-) -> MeasureView:
-    foreign = "" if measure.foreign is None else f"Other programs kept {measure.foreign:.2f} cores busy meanwhile."
-    return MeasureView(
-        title or measure.title, measure.about, describe_setting(measure.setting), foreign, figures, stacks
-    )
+) -> View:
+    notes = [measure.about, describe_setting(measure.setting)]
+    if measure.foreign is not None:
+        notes.append(f"Other programs kept {measure.foreign:.2f} cores busy meanwhile.")
+    return {"title": title or measure.title, "notes": notes, "figures": figures, "stacks": stacks}
 
 
 def line_axis(measure: Measure) -> str | None:
@@ -312,18 +280,20 @@ def line_charts(result: Result) -> list[tuple[str, Markup]]:
     """Draw a chart for each measure over threads or sizes, and for each combination of its other settings."""
     styles, charts = contender_styles(result), []
     for measure in result.measures:
-        if (axis := line_axis(measure)) is None:
-            continue
-        groups: dict[str, list[Case]] = {}
-        for case in measure.cases:
-            rest = describe_setting({k: v for k, v in case.setting.items() if k != axis})
-            groups.setdefault(rest, []).append(case)
-        drawn = [line_chart(measure, axis, rest, cases, styles) for rest, cases in groups.items()]
-        charts += [(chart.title, render_chart(chart)) for chart in drawn]
+        if axis := line_axis(measure):
+            groups: dict[str, list[Case]] = {}
+            for case in measure.cases:
+                rest = describe_setting({k: v for k, v in case.setting.items() if k != axis})
+                groups.setdefault(rest, []).append(case)
+            drawn = [line_chart(measure, axis, *group, styles, result.machine.cores) for group in groups.items()]
+            charts += [(chart.title, render_chart(chart)) for chart in drawn]
     return charts
 
 
-def line_chart(measure: Measure, axis: str, rest: str, cases: Sequence[Case], styles: dict[str, str]) -> Chart:
+def line_chart(
+    measure: Measure, axis: str, rest: str, cases: Sequence[Case], styles: dict[str, str], cores: int
+) -> Chart:
+    """Draw all contenders' lines, and over threads what perfect scaling would be, up to the number of cores."""
     points: dict[str, list[tuple[float, Spread]]] = {}
     for case in sorted(cases, key=lambda c: float(c.setting[axis])):
         for contender in case.measured:
@@ -332,7 +302,10 @@ def line_chart(measure: Measure, axis: str, rest: str, cases: Sequence[Case], st
     series = [spread_series(name, styles[name], points[name]) for name in order]
     xs = sorted({float(case.setting[axis]) for case in cases if case.measured})
     if axis == "threads" and measure.better == "higher" and OURS in points:
-        series.append(perfect_scaling(OURS, "accent", points[OURS][0], xs))
+        first, one = points[OURS][0]
+        scaled = [x for x in xs if x <= cores]
+        perfect = [one.median * x / first for x in scaled]
+        series.append(Series(f"{OURS}, perfect scaling", "accent reference", scaled, perfect))
     title = ", ".join(filter(None, (measure.title, rest)))
     return Chart(title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs, labels_at_ends=True)
 
@@ -340,11 +313,6 @@ def line_chart(measure: Measure, axis: str, rest: str, cases: Sequence[Case], st
 def spread_series(name: str, style: str, points: Sequence[tuple[float, Spread]]) -> Series:
     xs, ys = [x for x, _ in points], [s.median for _, s in points]
     return Series(name, style, xs, ys, [(s.low, s.high) for _, s in points])
-
-
-def perfect_scaling(name: str, style: str, first: tuple[float, Spread], xs: Sequence[float]) -> Series:
-    x, value = first
-    return Series(f"{name}, perfect scaling", f"{style} reference", xs, [value.median * at / x for at in xs])
 
 
 def contender_styles(result: Result) -> dict[str, str]:
@@ -355,23 +323,21 @@ def contender_styles(result: Result) -> dict[str, str]:
     return {OURS: "accent"} | {name: f"peer-{1 + k % PEER_STYLES}" for k, name in enumerate(names)}
 
 
-def cores_views(result: Result, needs: Sequence[Demand]) -> list[CoresView]:
+def cores_views(result: Result, needs: Sequence[Demand]) -> list[View]:
     """Draw a figure per kind of GPU for each recipe, all on one axis."""
     views = []
     for _, measure, case in whole_cases(result)[:1]:
         able = sorted(filter(is_usable, case.measured), key=lambda c: rank(measure, c))
         for recipe in dict.fromkeys(d.recipe for d in needs if able):
-            rows = [
-                (d, [Bar(c.name, cores_needed(d, c), is_own=c.name == OURS) for c in able])
-                for d in needs
-                if d.recipe == recipe
-            ]
+            of_recipe = [d for d in needs if d.recipe == recipe]
+            rows = [(d, [Bar(c.name, cores_needed(d, c), is_own=c.name == OURS) for c in able]) for d in of_recipe]
             highest = max(bar.spread.high for _, row in rows for bar in row)
-            end = axis_end(max([highest, *(d.machine_cores for d, _ in rows if d.machine_cores < NEAR * highest)]))
-            told = Markup("").join(
-                cores_sentence(result, max((d for d, _ in rows), key=lambda d: d.images_per_second.median))
+            end = axis_end(max([highest, *(d.machine_cores for d in of_recipe if d.machine_cores < NEAR * highest)]))
+            busiest = max(of_recipe, key=lambda d: d.images_per_second.median)
+            told = Markup("").join(cores_sentence(result, busiest))
+            views.append(
+                {"recipe": recipe, "sentence": told, "figures": [cores_figure(d, row, end) for d, row in rows]}
             )
-            views.append(CoresView(recipe, told, [cores_figure(d, row, end) for d, row in rows]))
     return views
 
 
@@ -383,13 +349,14 @@ def cores_figure(demand: Demand, bars: Sequence[Bar], end: float) -> BarFigure:
     )  # fmt: skip
 
 
-def table_rows(result: Result) -> Iterator[Row]:
+def table_rows(result: Result) -> Iterator[View]:
+    """Return the rows in the table with all results. ratio: how many times better fastft is."""
     for measure in result.measures:
         for case in measure.cases:
             setting = {k: v for k, v in (measure.setting | case.setting).items() if k not in COUNTS}
             for c in case.measured:
                 compared = ratio(measure, case, c)
-                times = compared.median if compared else None
-                yield Row(
-                    measure.title, describe_setting(setting), c.name, spread(c), measure.unit, len(c.rounds), times
-                )
+                yield {
+                    "measure": measure.title, "setting": describe_setting(setting), "contender": c.name, "spread": spread(c),
+                    "unit": measure.unit, "rounds": len(c.rounds), "ratio": compared.median if compared else None,
+                }  # fmt: skip
