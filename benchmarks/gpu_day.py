@@ -73,7 +73,7 @@ PYTEST = ("pytest", "-v", "-rs", "--durations=0", "-p", "no:cacheprovider", "--t
 COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "kernels": [
         ("pip", "list"), ("fastft.cli", "doctor", "--json"),
-        (*PYTEST, "tests/gpu/test_kernels.py", "-k", "not compute_sanitizer"),
+        (*PYTEST, "tests/gpu/test_kernels.py", "tests/gpu/test_fused.py", "-k", "not compute_sanitizer"),
     ],
     "training": [(*PYTEST, "tests/gpu/test_step.py", "tests/gpu/test_training.py")],
     "sanitizer": [(*PYTEST, "tests/gpu/test_kernels.py", "-k", "compute_sanitizer")],
@@ -225,7 +225,7 @@ def ways(call: Call) -> Iterator[StepCase]:
     kernels = [StepChoice("eager", kernel) for kernel in attention_candidates(call.device)]
     yield from ((*whole, precision, choice) for precision, choice in product([*plain, *half], kernels))
     yield from ((*whole, precision, None) for precision in plain)
-    for mode, which in (("compile", plain), ("compile", half), ("autotune", plain)):
+    for mode, which in (("fused", half), ("compile", plain), ("compile", half), ("autotune", plain)):
         yield from ((*whole, precision, StepChoice(mode)) for precision in which)
 
 

@@ -93,12 +93,14 @@ class ImageTower(nn.Module):
         arch: the architecture, from which it can be rebuilt together with the recipe.
         grad_checkpointing: recompute activations in the backward pass.
         has_attention_kernels: whether `set_attention_kernel` has a choice.
+        fused: compute training steps with `fastft.model.fused`, where `step_choice.failure` finds no reason not to.
     """
 
     arch: TowerArch
     grad_checkpointing: bool
     patch_dropout: PatchDropout
     has_attention_kernels: bool
+    fused = False
 
     @property
     def noise_columns(self) -> int:

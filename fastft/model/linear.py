@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastft.model.fused import biased_silu
+
 QUICK_GELU_SLOPE = 1.702  # OpenAI's CLIP
 
 
@@ -46,15 +48,21 @@ def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tens
     return torch.addmm(bias, x, weight.t(), alpha=alpha)
 
 
-def quick_gelu_mlp(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
+def quick_gelu_mlp(
+    x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, *, fused: bool = False
+) -> Tensor:
     """Apply linear(quick_gelu(linear(x))) to tokens (B, N, D).
 
     quick_gelu(h) = h sigmoid(a h) = silu(a h) / a, with a = 1.702. The first product is scaled by a and the second by
     1 / a, so the activation is one library kernel in each direction.
+
+    fused: the kernel of the activation's gradient also gives that of b_in (`fastft.model.fused`).
     """
     x, w_in, b_in, w_out, b_out = autocast_inputs(x, w_in, b_in, w_out, b_out)
     rows = x.reshape(-1, x.shape[-1])
-    hidden = F.silu(scaled_linear(rows, w_in, b_in * QUICK_GELU_SLOPE, QUICK_GELU_SLOPE))
+    bias = b_in * QUICK_GELU_SLOPE
+    scaled = scaled_linear(rows, w_in, bias.detach() if fused else bias, QUICK_GELU_SLOPE)
+    hidden = biased_silu(scaled, bias) if fused else F.silu(scaled)
     return scaled_linear(hidden, w_out, b_out, 1 / QUICK_GELU_SLOPE).view(x.shape)
 
 

@@ -153,6 +153,12 @@ def compile_blocks(model: ImageClassifier, mode: str) -> None:
         block.compile(dynamic=False, mode=mode)
 
 
+def can_fuse(recipe: Recipe) -> bool:
+    """Return True if `fastft.model.fused` can compute the blocks (CLIP's, without LayerScale and stochastic depth)."""
+    arch, m = recipe_arch(recipe), recipe.model
+    return isinstance(arch, Arch) and not arch.layer_scale and m.layer_scale is None and m.drop_path == 0
+
+
 def can_compile(device: torch.device) -> bool:
     """Return True if torch.compile has a back end for the device (Triton on a GPU)."""
     return device.type == "cpu" or find_spec("triton") is not None

@@ -7,6 +7,8 @@ frozen blocks. Shapes: B images, N tokens (class token first), D width, H heads.
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastft.model.arch import Arch
 from fastft.model.attention import self_attention
+from fastft.model.fused import add_norm
 from fastft.model.interface import DropPath, ImageTower, PatchDropout
 from fastft.model.linear import norm_branch, quick_gelu_mlp
 
@@ -124,11 +127,12 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x_BND: Tensor) -> Tensor:
+        return self.out_proj(self.attend(x_BND))
+
+    def attend(self, x_BND: Tensor) -> Tensor:
+        """Attend without the output projection."""
         score_bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
-        attended_BND = self_attention(
-            x_BND, self.in_proj_weight, self.in_proj_bias, self.heads, self.kernel, score_bias
-        )
-        return self.out_proj(attended_BND)
+        return self_attention(x_BND, self.in_proj_weight, self.in_proj_bias, self.heads, self.kernel, score_bias)
 
 
 class Mlp(nn.Module):
@@ -144,6 +148,13 @@ class Mlp(nn.Module):
         if self.quick_gelu:
             return quick_gelu_mlp(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
         return self.c_proj(F.gelu(self.c_fc(x)))
+
+    def fused(self, x: Tensor) -> Tensor:
+        """Compute the same in half precision on CUDA. The last bias is detached and receives its gradient elsewhere."""
+        bias = self.c_proj.bias.detach()
+        if self.quick_gelu:
+            return quick_gelu_mlp(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, bias, fused=True)
+        return F.linear(F.gelu(self.c_fc(x)), self.c_proj.weight, bias)
 
 
 class Block(nn.Module):
@@ -164,6 +175,24 @@ class Block(nn.Module):
         x_BND = x_BND + self.drop_path(self.ls_1(self.attn(normalised)), first_B)
         x_BND, normalised = norm_branch(x_BND, self.ln_2)
         return x_BND + self.drop_path(self.ls_2(self.mlp(normalised)), second_B)
+
+
+def run_fused(blocks: Sequence[Any], x_BND: Tensor) -> Tensor:
+    """Compute each residual sum together with the LayerNorm after it, in half precision on CUDA.
+
+    The blocks have neither LayerScale nor stochastic depth. After the last MLP comes no LayerNorm of all tokens, so it is the
+    plain one.
+    """
+    if not blocks:
+        return x_BND
+    normalised = blocks[0].ln_1(x_BND)
+    for block, following in zip_longest(blocks, blocks[1:]):
+        out = block.attn.out_proj
+        branch = F.linear(block.attn.attend(normalised), out.weight, out.bias.detach())
+        x_BND, normalised = add_norm(x_BND, branch, out.bias, block.ln_2)
+        if following is not None:
+            x_BND, normalised = add_norm(x_BND, block.mlp.fused(normalised), block.mlp.c_proj.bias, following.ln_1)
+    return x_BND + blocks[-1].mlp(normalised)
 
 
 class Transformer(nn.Module):
@@ -279,6 +308,8 @@ class Tower(ImageTower):
         with torch.set_grad_enabled(False):
             for block, uniform in zip(blocks[:frozen], block_noise, strict=False):
                 x = block(x, uniform)
+        if self.fused and torch.is_grad_enabled():
+            return run_fused([*blocks][frozen:], x)
         for block, uniform in zip(blocks[frozen:], block_noise[frozen:], strict=True):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, uniform, use_reentrant=False)

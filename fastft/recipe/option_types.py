@@ -113,7 +113,7 @@ class TrainOptions(TypedDict, total=False):
     amp: Literal["auto", "fp32", "bf16", "fp16"]
     half_residual: Literal["auto", "on", "off"]
     micro_batch: int
-    step: Literal["auto", "measure", "eager", "compile", "autotune", "graph"]
+    step: Literal["auto", "measure", "eager", "compile", "autotune", "graph", "fused"]
     grad_checkpointing: bool
     stop_after: str | None
     stop_when: int | None

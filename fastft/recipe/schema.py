@@ -345,9 +345,9 @@ class Train:
         per_host=True,
     )
     step: str = neutral(
-        "auto", "how a step is computed: eager, torch.compile, torch.compile with autotuning, or a CUDA graph. "
-        "measure: the fastest on this machine. auto: measure on a GPU, eager on a CPU",
-        choices=("auto", "measure", "eager", "compile", "autotune", "graph"), resumable=True, per_host=True,
+        "auto", "how a step is computed: eager, torch.compile, torch.compile with autotuning, a CUDA graph, or fused kernels for "
+        "half-precision weights. measure: the fastest on this machine. auto: measure on a GPU, eager on a CPU",
+        choices=("auto", "measure", "eager", "compile", "autotune", "graph", "fused"), resumable=True, per_host=True,
     )  # fmt: skip
     grad_checkpointing: bool = neutral(
         False,

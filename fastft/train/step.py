@@ -23,7 +23,7 @@ from fastft.train.timing import Split
 NEVER = 1 << 62  # later than any step
 SMALLEST_LOSS_SCALE = 2.0**-10  # 22 halvings below the start: every recent step has overflowed
 COMPILED = {"compile": "default", "autotune": "max-autotune-no-cudagraphs"}  # Inductor's modes
-MODES = ("eager", *COMPILED, "graph")
+MODES = ("eager", *COMPILED, "graph", "fused")
 WARM_UP_PASSES = 3  # as PyTorch's CUDA graph documentation recommends, so that libraries allocate their workspaces
 Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -94,6 +94,7 @@ class Step:
         if self.precision.half_residual:  # copied here, because a checkpoint may have been loaded before
             self.half = HalfCopy(self.model, self.precision.dtype)
             self.trained = self.half.module
+        self.trained.visual.fused = choice.mode == "fused"
         if choice.mode in COMPILED:
             compile_blocks(self.trained, COMPILED[choice.mode])
             self._compiled = True

@@ -1,4 +1,4 @@
-"""Choose how the training step is computed: eagerly, compiled or as a CUDA graph, and with which attention kernel.
+"""Choose how the training step is computed: eagerly, compiled, as a CUDA graph or by fused kernels, and its attention kernel.
 
 `train.step` names the way. 'auto' on a GPU and 'measure' time the candidates in this process, on a copy of the model.
 Checkpoints record the choice, so that a resumed run computes as before. docs/step.md lists the candidates for each kind
@@ -23,8 +23,9 @@ from beton_tools.base.errors import UserError, first_line
 from fastft.machine.distributed import World
 from fastft.machine.exits import GpuLost
 from fastft.machine.facts import cpu_name
+from fastft.machine.precision import choose_precision
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
-from fastft.model.recipe_model import can_compile
+from fastft.model.recipe_model import can_compile, can_fuse
 from fastft.recipe import FinalRecipe, Recipe
 from fastft.run.checkpoint import StoredStep
 from fastft.run.trial_record import TrialRecord
@@ -97,16 +98,41 @@ def refuse_impossible(recipe: Recipe, device: torch.device) -> None:
 
 def failure(mode: str, recipe: Recipe, device: torch.device) -> str | None:
     """Return why a step cannot be computed in this mode, or None if it can."""
-    if mode in COMPILED:
-        try:
-            torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
-        except Exception as error:  # a compiler raises many types
-            return f"needs a compiler, which fails here ({first_line(error)})"
-    if mode != "graph":
+    train = recipe.train
+    if mode in ("graph", "fused"):
+        if device.type != "cuda":
+            return "needs a GPU"
+        if train.grad_checkpointing:
+            return "does not work with train.grad_checkpointing"
+    if mode == "fused":
+        if not choose_precision(train.amp, device, train.half_residual).half_residual:
+            return "needs half-precision weights (--train.half_residual=on)"
+        if not can_fuse(recipe):
+            return "does not know timm's models, LayerScale and stochastic depth"
+    if mode not in PROBES:
         return None
-    if device.type != "cuda":
-        return "needs a GPU"
-    return "does not work with train.grad_checkpointing" if recipe.train.grad_checkpointing else None
+    needed, probe = PROBES[mode]
+    try:
+        probe(device)
+    except Exception as error:  # a compiler and the driver raise many types
+        return f"needs {needed}, which fails here ({first_line(error)})"
+    return None
+
+
+def _probe_compiler(device: torch.device) -> None:
+    torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
+
+
+def _probe_fused(device: torch.device) -> None:
+    x_RD, gain_D = (torch.zeros(*shape, 64, dtype=torch.float16, device=device) for shape in ((1,), ()))
+    torch.ops.fastft.add_norm(x_RD, x_RD, gain_D, gain_D, 1e-5)[0].cpu()
+
+
+# by mode what it needs, and the least that this computes
+PROBES = {
+    **dict.fromkeys(COMPILED, ("a compiler", _probe_compiler)),
+    "fused": ("numba-cuda (`fastft doctor` examines it)", _probe_fused),
+}
 
 
 def device_name(device: torch.device) -> str:
@@ -158,7 +184,9 @@ def choose_step(
         say(f"step: {earlier} (from checkpoint) {reason or 'is not possible in another process'}. Choosing another")
     if requested == "auto" and world.device.type == "cpu":
         return Decision(StepChoice(), "default")
-    return world.broadcast(_measure(recipe, step, micro_batch, reserve_bytes, say, record) if world.is_main else None)
+    fused = not world.any(_is_newer(world.device) or failure("fused", recipe, world.device) is not None)
+    measured = _measure(recipe, step, micro_batch, reserve_bytes, say, record, fused) if world.is_main else None
+    return world.broadcast(measured)
 
 
 def is_out_of_memory(recipe: FinalRecipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
@@ -199,13 +227,15 @@ def _measure(
     reserve_bytes: int,
     say: Callable[[str], None],
     record: TrialRecord | None,
+    fused: bool,
 ) -> Decision:
+    """fused: fused kernels are a candidate."""
     device, dtype = step.world.device, step.precision.dtype
     kernels = ["auto"]
     if step.model.visual.has_attention_kernels and not recipe.model.rel_pos_bias:
         usual = default_kernel(device, dtype)
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
-    modes = candidate_modes(recipe, device, micro_batch, step.world.size)
+    modes = ["fused"] * fused + candidate_modes(recipe, device, micro_batch, step.world.size)
     if len(kernels) + len(modes) == 1:
         return Decision(StepChoice(), "default")
     say("measuring how to compute a step")
@@ -233,12 +263,16 @@ def candidate_modes(recipe: FinalRecipe, device: torch.device, micro_batch: int,
 
     A CUDA graph is listed for one process only. Several processes average its gradients after the backward pass,
     instead of during it, and a measurement in one process does not see this. Compilation is not listed below compute
-    capability 8.0 (V100): Triton no longer supports these devices, and its compiler may end the process.
+    capability 8.0 (V100): Triton no longer supports these devices, and its compiler may end the process. There the fused
+    kernels do what the compiler does on newer devices.
     """
-    newer = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_NATIVE
     graph = processes == 1 and micro_batch <= GRAPH_MICRO_BATCH and failure("graph", recipe, device) is None
-    compiled = (newer or device.type == "cpu") and can_compile(device)
+    compiled = (_is_newer(device) or device.type == "cpu") and can_compile(device)
     return ["graph"] * graph + ["compile"] * compiled
+
+
+def _is_newer(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_NATIVE
 
 
 def run_trials(

@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 from dataclasses import astuple
+from unittest import mock
 
 import pytest
 
 from fastft.cost.gpu_memory import state_bytes
 from fastft.cost.traffic import KERNELS, count_traffic, image_traffic, stored_traffic, trace_image, traffic_key
+from fastft.model import Tower, linear
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import recipe_names
@@ -21,9 +23,10 @@ def timm_recipe(name: str, *options: str) -> Recipe:
     return load_recipe("final_b16", [*own, *options])
 
 
-def step_traffic(recipe: Recipe, path: str) -> dict[tuple[str, str], list[int]]:
+def step_traffic(recipe: Recipe, path: str, *, fused: bool = False) -> dict[tuple[str, str], list[int]]:
     """Bytes of each call for 256 images by operation and direction, without attention kernels."""
-    ops = count_traffic(recipe, path, recipe_arch(recipe)).calls
+    with mock.patch.object(Tower, "fused", fused):
+        ops = count_traffic(recipe, path, recipe_arch(recipe)).calls
     return {key: calls for key, calls in ops.items() if "attention" not in key[0]}
 
 
@@ -37,6 +40,17 @@ def test_budgets_and_counts_of_b16_at_224_px_and_256_images():
     assert len(norms) == 26  # two in each block, ln_pre, fc_norm
     assert sum(norms) == pytest.approx(26 * 2 * 2 * ELEMENTS, rel=0.01)
     assert sum(autocast["add", "forward"]) == pytest.approx(24 * (4 + 2 + 4) * ELEMENTS, rel=0.02)
+
+
+def test_fused_kernels_move_a_fifth_less_in_57_launches():
+    """The last block's activation and sum are PyTorch's (docs/step.md)."""
+    with mock.patch.object(linear, "biased_silu", wraps=linear.biased_silu) as activations:
+        fused = step_traffic(load_recipe("rcp/final_b16.yaml"), "half", fused=True)
+    sums, gradients = fused["add_norm", "forward"], fused["silu_backward", "backward"]
+    assert len(sums) + len(fused["add_norm_backward", "backward"]) + activations.call_count == 57
+    assert sum(map(sum, fused.values())) <= 40 * GB
+    assert len(sums) == 23 and sum(sums) == pytest.approx(23 * 4 * 2 * ELEMENTS, rel=0.01)
+    assert len(gradients) == 12 and sum(gradients) == pytest.approx(12 * 3 * 4 * 2 * ELEMENTS, rel=0.01)
 
 
 @pytest.mark.parametrize(

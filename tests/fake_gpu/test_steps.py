@@ -33,6 +33,7 @@ LIMITS = {
     (BF16, "compile", "efficient"): 843,
     (HALF_FP16, "compile", "auto"): 831,
     (HALF_BF16, "compile", "auto"): 795,
+    (HALF_FP16, "fused", "auto"): 666,
 }
 # PyTorch 2.10, the last for CUDA 12, takes 4 to 16 more
 MORE = 16 if torch.__version__.startswith("2.10.") else 0

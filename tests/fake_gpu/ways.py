@@ -29,7 +29,7 @@ WAYS = [
     (FP32, "eager", "auto"), (BF16, "eager", "auto"), (FP16, "eager", "auto"), (HALF_FP16, "eager", "auto"),
     (HALF_BF16, "eager", "auto"), (BF16, "eager", "flash"), (BF16, "eager", "efficient"), (BF16, "eager", "batched"),
     (BF16, "compile", "auto"), (BF16, "compile", "efficient"), (HALF_FP16, "compile", "auto"), (HALF_BF16, "compile", "auto"),
-    (BF16, "graph", "auto"), (HALF_FP16, "graph", "auto"), (HALF_BF16, "graph", "auto"),
+    (HALF_FP16, "fused", "auto"), (BF16, "graph", "auto"), (HALF_FP16, "graph", "auto"), (HALF_BF16, "graph", "auto"),
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from tests.ptx.parser import Opcode, PtxError
 
 PREDICATE = ir.IntType(1)
 LLVM_TYPES: dict[str, ir.Type] = {f"{kind}{bits}": ir.IntType(bits) for kind in "bus" for bits in (8, 16, 32, 64)}
-LLVM_TYPES |= {"pred": PREDICATE, "f32": ir.FloatType(), "f64": ir.DoubleType()}
+LLVM_TYPES |= {"pred": PREDICATE, "f16": ir.HalfType(), "f32": ir.FloatType(), "f64": ir.DoubleType()}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 ROUND_TO_INTEGER = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 HALF_TYPES = {"b64": "b32", "b32": "b16"}
@@ -111,6 +111,13 @@ def _of_floats(name: str) -> Callable[[Builder, Opcode, Values], Any]:
     return emit
 
 
+def _power_of_two(b: Builder, op: Opcode, x: Values) -> Any:
+    """ex2.approx, rounded as the C library does; a GPU's is within 2 ulp of it."""
+    if op.modifiers != ("approx",):
+        raise PtxError("not implemented")
+    return intrinsic(b, f"llvm.exp2.{op.types[0]}", x[0].type, x[0])
+
+
 def _absolute(b: Builder, op: Opcode, x: Values) -> Any:
     if is_float(op.types[0]):
         return intrinsic(b, f"llvm.fabs.{op.types[0]}", x[0].type, x[0])
@@ -193,6 +200,8 @@ def _dot_product(b: Builder, op: Opcode, x: Values) -> Any:
 
 def _compare(b: Builder, op: Opcode, x: Values) -> Any:
     (condition,) = op.modifiers
+    if condition == "nan":
+        return b.fcmp_unordered("uno", *x)
     if not is_float(op.types[0]):
         return (b.icmp_signed if op.types[0][0] == "s" else b.icmp_unsigned)(COMPARISONS[condition], *x)
     unordered = condition.endswith("u") and condition not in COMPARISONS  # true with a NaN
@@ -284,6 +293,7 @@ OPERATIONS = {
     "rcp": Operation(_reciprocal, 1, ROUNDED),
     "sqrt": Operation(_of_floats("sqrt"), 1, ROUNDED),
     "fma": Operation(_of_floats("fma"), 3, ROUNDED),
+    "ex2": Operation(_power_of_two, 1, frozenset({"approx"})),
     "abs": Operation(_absolute, 1),
     "neg": Operation(_negative, 1),
     "min": Operation(_extreme(largest=False), 2),
@@ -297,7 +307,7 @@ OPERATIONS = {
     "clz": Operation(_leading_zeros, 1),
     "prmt": Operation(_permute_bytes, 3),
     "dp2a": Operation(_dot_product, 3, frozenset({"lo"})),
-    "setp": Operation(_compare, 2, frozenset({*COMPARISONS, *(f"{c}u" for c in COMPARISONS)})),
+    "setp": Operation(_compare, 2, frozenset({"nan", *COMPARISONS, *(f"{c}u" for c in COMPARISONS)})),
     "selp": Operation(_select, 3),
     "mov": Operation(_move, 1),
     "cvta": Operation(_move, 1, frozenset({"to", "global"})),

@@ -41,6 +41,7 @@ from fastft.train.step_choice import (
     run_trials,
     stored_choice,
 )
+from tests.model import fused_reference
 from tests.model.test_tower import small_arch
 from tests.train.runs import differing, end, logged, run
 from tests.train.test_step_graph import StubGraph, train
@@ -49,6 +50,7 @@ from tests.train.test_sync import CPU
 EAGER, BATCHED = StepChoice(), StepChoice("eager", "batched")
 GRAPH, COMPILED = StepChoice("graph", "batched"), StepChoice("compile", "batched")
 WRONG, NOT_FINITE = torch.tensor([1.0, 1.0, 1.1]), torch.tensor([1.0, 1.0, 1.0, torch.nan])
+HALF_ON = ("--train.amp=fp16", "--train.half_residual=on")
 RIGHT = {"logits": torch.ones(4), "weight": torch.ones(3)}
 MEASURED = (StepTrial(EAGER, 9.0), StepTrial(COMPILED, 5.0), StepTrial(GRAPH, None, "CUDA error: out of memory"))
 FP32, HALF = Precision(torch.float32, "cpu"), Precision(torch.bfloat16, "cpu", half_residual=True)
@@ -268,6 +270,25 @@ def test_an_interrupt_while_a_candidate_is_tried_is_no_failure_of_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def wrong_silu(grad: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    found, sums = fused_reference.silu_backward(grad, x)
+    return found, 1.1 * sums
+
+
+@pytest.mark.parametrize(("silu", "chosen"), [(fused_reference.silu_backward, True), (wrong_silu, False)])
+def test_fused_kernels_are_measured_and_taken_only_if_they_are_right(silu, chosen, monkeypatch):
+    """With CPU implementations, which count as faster than eager here."""
+    monkeypatch.setattr(step_choice, "failure", lambda mode, *_: None if mode == "fused" else "not now")
+    monkeypatch.setattr(step_choice, "can_compile", lambda _: False)
+    monkeypatch.setattr(step_choice, "fastest", lambda trials: [t for t in trials if t.milliseconds][-1].choice)
+    recipe = load_recipe("final_b16", ["--model.image_size=32", "--data.num_classes=5", "--train.step=measure"])
+    with fused_reference.cpu_operations(silu_backward=silu):
+        decision = choose_step(recipe, plain_step(HALF), 4, None, reserve_bytes=0, say=print)
+    assert (decision.choice.mode == "fused") is chosen
+    trial = next(trial for trial in decision.trials if trial.choice.mode == "fused")
+    assert chosen or "c_fc.bias differs by 10.1% from eager" in str(trial)
+
+
 @pytest.mark.parametrize(
     ("capability", "micro_batch", "processes", "modes"),
     [
@@ -288,6 +309,7 @@ def test_candidates_depend_on_the_card(capability, micro_batch, processes, modes
 
 def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch, *options: str) -> Decision:
     recorded = None if stored is None else StoredStep(mode=stored.mode, attention=stored.attention, device="card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(step_choice, "device_name", lambda device: "card")
     monkeypatch.setattr(step_choice, "_measure", lambda *_: Decision(COMPILED, "measurement", MEASURED))
     step = SimpleNamespace(world=World(0, 1, 0, torch.device(device)), precision=HALF)
@@ -340,13 +362,31 @@ def test_a_recorded_choice_counts_only_on_its_device_and_if_it_is_known():
     [
         ("graph", [], "cpu", "needs a GPU"),
         ("graph", ["--train.grad_checkpointing=true"], "cuda", "does not work with train.grad_checkpointing"),
+        ("fused", [], "cpu", "needs a GPU"),
+        ("fused", ["--train.amp=fp16"], "cuda", r"needs half-precision weights \(--train.half_residual=on\)"),
+        ("fused", [*HALF_ON, "--train.grad_checkpointing=true"], "cuda", "does not work with train.grad_checkpointing"),
+        ("fused", [*HALF_ON, "--model.drop_path=0.1"], "cuda", "does not know timm's models, LayerScale and"),
+        ("fused", [*HALF_ON, "--model.layer_scale=0.1"], "cuda", "does not know timm's models, LayerScale and"),
+        ("fused", [*HALF_ON, "--model.arch=timm/test_vit"], "cuda", "does not know timm's models, LayerScale and"),
     ],
 )
-def test_a_mode_that_cannot_be_is_refused(mode, options, device, reason):
+def test_a_mode_that_cannot_be_is_refused(mode, options, device, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     recipe, device = load_recipe("final_b16", [*options, f"--train.step={mode}"]), torch.device(device)
     with pytest.raises(UserError, match=f"train.step is {mode}, which {reason}"):
         refuse_impossible(recipe, device)
     refuse_impossible(load_recipe("final_b16", options), device)
+
+
+def test_fused_kernels_that_fail_are_one_line_or_no_candidate(monkeypatch):
+    """As with a numba-cuda that does not fit the driver. The device is a CPU, for which there are no kernels."""
+    recipe = load_recipe("final_b16", [*HALF_ON, "--train.step=fused"])
+    probe = step_choice.PROBES["fused"][1]
+    monkeypatch.setitem(step_choice.PROBES, "fused", ("numba-cuda", lambda _: probe(CPU)))
+    with pytest.raises(UserError, match=r"train\.step is fused, which needs numba-cuda, which fails here \(NotImpl"):
+        refuse_impossible(recipe, torch.device("cuda"))
+    with fused_reference.cpu_operations():
+        refuse_impossible(recipe, torch.device("cuda"))
 
 
 # training -------------------------------------------------------------------------------------------------------------
@@ -386,11 +426,13 @@ def test_the_processes_get_the_choice_of_process_0():
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_recorded_choice_that_one_process_cannot_compute_is_none_in_all(rank, monkeypatch):
-    """A stub of two processes, in the other of which nothing compiles."""
+    """A stub of two processes, in the other of which nothing compiles and fused kernels fail."""
     said: list[str] = []
+    fused: list[bool] = []
     monkeypatch.setattr(step_choice, "failure", lambda *_: None)
     monkeypatch.setattr(step_choice, "device_name", lambda device: "card")
-    monkeypatch.setattr(step_choice, "_measure", lambda *_: Decision(EAGER, "measurement"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(step_choice, "_measure", lambda *a: fused.append(a[-1]) or Decision(EAGER, "measurement"))
     received = iter([StepChoice("compile"), Decision(EAGER, "measurement")])
     world = SimpleNamespace(
         is_main=rank == 0, size=2, device=torch.device("cuda"), any=lambda flag: True,
@@ -399,5 +441,5 @@ def test_a_recorded_choice_that_one_process_cannot_compute_is_none_in_all(rank, 
     recorded = StoredStep(mode="compile", attention="auto", device="card" if rank == 0 else "another")
     step = SimpleNamespace(world=world, precision=HALF)
     decision = choose_step(load_recipe("final_b16"), step, 4, recorded, reserve_bytes=0, say=said.append)  # type: ignore[arg-type]
-    assert decision == Decision(EAGER, "measurement")
+    assert decision == Decision(EAGER, "measurement") and fused == [False] * (rank == 0)
     assert said == ["step: compile (from checkpoint) is not possible in another process. Choosing another"]
