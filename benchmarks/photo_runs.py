@@ -153,15 +153,16 @@ def opponent(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row
 def head(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
     """Fit the cheap heads by ridge regression, and take what is best on training images that it was not fitted to.
 
-    There are four: on the patches or also the class token, with or without mirror images.
+    There are four at each of the `image-sizes`, such as 42+84: on the patches or also the class token, with or without
+    mirror images.
     """
     train, test = bench.betons(name)
     labels_N, tested_M = Beton.open(train).labels, Beton.open(test).labels
-    best, began = (-1.0, "", np.zeros(0)), time.process_time()
-    for pool in ("patches", "class+patches"):
-        recipe = bench.recipe(
-            name, seed, {"model.pool": pool, "data.num_classes": str(labels_N.max() + 1), **options}, bench.work
-        )
+    best, began = (-1.0, "", np.zeros(0), 0), time.process_time()
+    sizes = options.pop("image-sizes", str(SIZE)).split("+")
+    for size, pool in product(sizes, ("patches", "class+patches")):
+        changes = {"model.image_size": size, "model.pool": pool, "data.num_classes": str(labels_N.max() + 1)}
+        recipe = bench.recipe(name, seed, changes | options, bench.work)
         with connected(find_world("cpu")) as world:
             tower = FrozenTower.build(recipe, world, lambda: False)
             plain_ND, mirrored_ND, test_MD = (
@@ -175,8 +176,10 @@ def head(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
             ])  # fmt: skip
             if accuracy > best[0]:
                 model = fit_ridge(plain_ND, mirrored_ND if flips else None, labels_N)
-                best = accuracy, pool + " and flips" * flips, model.predict(test_MD) == tested_M
-    return {"cpu": time.process_time() - began, "right": best[2], "policy": best[1], "epochs": 0}
+                best = accuracy, pool + " and flips" * flips, model.predict(test_MD) == tested_M, int(size)
+    return {
+        "cpu": time.process_time() - began, "right": best[2], "policy": best[1], "epochs": 0, "image_size": best[3],
+    }  # fmt: skip
 
 
 def _features(tower: FrozenTower, path: Path, mirrored: int) -> np.ndarray:

@@ -159,6 +159,8 @@ def place(tiny, tmp_path_factory):
     for name in ("bench", "laptop", "server"):
         (folder / name).mkdir()
         write_result(folder / name / "all.json", made_up.result())
+    for name in ("main.json", "branch.json"):
+        write_result(folder / name, made_up.result())
     made = {
         "photos": [f"--data.train={folder}/PHOTOS"],
         "mine": [f"--data.train={folder}/train.beton", f"--data.val={folder}/val.beton"],
