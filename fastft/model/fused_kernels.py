@@ -5,7 +5,7 @@ are one 32-bit word, and the arithmetic is fp32. Each block of threads writes it
 gains and biases, and takes the same rows in every run, so that they are added in a fixed order. R: rows (images times
 tokens), D: channels.
 
-Needs numba-cuda (pip install 'fastft[cuda12]') and compute capability 7.0 or more.
+Needs numba-cuda (the extra cuda12 or cuda13) and compute capability 7.0 or more.
 """
 
 import math

@@ -56,7 +56,9 @@ def test_starting_after_the_end_of_an_epoch_is_refused():
 # segments
 
 
-@pytest.mark.parametrize(("segment", "chunk"), [(1, 5), (10, 64), (64, 64), (400, 1000), (1000, 7)])
+@pytest.mark.parametrize(
+    ("segment", "chunk"), [pytest.param(1, 5, marks=pytest.mark.slow), (10, 64), (64, 64), (400, 1000), (1000, 7)]
+)
 def test_an_order_in_segments_is_one_sort_of_all_samples(monkeypatch, segment, chunk):
     monkeypatch.setattr(order_module, "SEGMENT", segment)
     monkeypatch.setattr(order_module, "CHUNK", chunk)

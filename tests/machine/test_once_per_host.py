@@ -62,10 +62,16 @@ def results(mode: str, processes: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
-        ("host", [[1, 4999950000, False], [0, 4999950000, False], [0, 4999950000, False]]),
+        pytest.param(
+            "host", [[1, 4999950000, False], [0, 4999950000, False], [0, 4999950000, False]], marks=pytest.mark.slow
+        ),
         ("hosts", [[1, 4999950000, False], [0, 4999950000, False], [1, 4999950000, True]]),
-        ("keys", [[1, 4999950000, False], [0, 4999950000, False], [1, 4999950000, True]]),
-        ("containers", [[2, 4999950000, True], [1, 4999950000, True], [1, 4999950000, True]]),
+        pytest.param(
+            "keys", [[1, 4999950000, False], [0, 4999950000, False], [1, 4999950000, True]], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "containers", [[2, 4999950000, True], [1, 4999950000, True], [1, 4999950000, True]], marks=pytest.mark.slow
+        ),
         ("refused", [[1, "train.beton is damaged"], [0, "train.beton is damaged"], [0, "train.beton is damaged"]]),
     ],
 )

@@ -183,11 +183,14 @@ except UserError as error:
             "",
             r"^process 1 on host \S+ has no GPU, and process 0 on host \S+ has one\. .*same kind of device",
         ),
-        (("cuda", "cpu"), "V100 with an old driver", r"^process 1 on host \S+: V100 with an old driver$"),
+        pytest.param(
+            ("cuda", "cpu"), "V100 with an old driver", r"^process 1 on host \S+: V100 with an old driver$",
+            marks=pytest.mark.slow,
+        ),
         (("cpu", "cpu"), "V100 with an old driver", r"^V100 with an old driver$"),
-        (("cpu", "cpu"), "", r"^connected$"),
+        pytest.param(("cpu", "cpu"), "", r"^connected$", marks=pytest.mark.slow),
     ],
-)
+)  # fmt: skip
 def test_processes_with_different_devices_end_with_the_same_line(kinds, problem, line):
     """Before NCCL and gloo wait for each other."""
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
