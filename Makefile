@@ -6,6 +6,8 @@ STAMP := $(VENV)/.ready
 DEMO_STAMP := $(VENV)/.ready-demo
 # pip leaves the bytecode to the first import; where that may not be written, every process compiles all it imports
 export PYTHONDONTWRITEBYTECODE :=
+# output is buffered, as where nobody has set this
+export PYTHONUNBUFFERED :=
 
 .PHONY: demo test test-slow test-gpu test-fake-gpu test-python test-bare lint docs setup wheels clean
 

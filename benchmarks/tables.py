@@ -115,6 +115,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "readme-photos": photos.summary,
     "photos-sets": lambda: photos.headline("fastft"),
     "photos-setting": lambda: photos.setting("fastft"),
+    "photos-stronger": photos.stronger,
+    "photos-stronger-setting": photos.stronger_setting,
     "photos-heads": photos.heads,
     "photos-seconds": lambda: photos.headline(photos.LOOP_SECONDS),
     "photos-seconds-setting": lambda: photos.setting(photos.LOOP_SECONDS),

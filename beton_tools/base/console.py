@@ -287,11 +287,11 @@ def _open_closed_streams() -> None:
 
 
 def discard_closed_output() -> bool:
-    """Send stdout and stderr to the null device if their terminal or pipe was closed. Returns True if one was.
+    """Send stdout and stderr to the null device if their terminal or pipe was closed, or their disk is full.
 
-    Otherwise Python would fail to flush them at exit, and end with exit code 120.
+    Otherwise Python would fail to flush them at exit, and end with exit code 120. Returns True if one was closed or full.
     """
-    found = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+    found = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream) or _is_full(stream)]
     for stream in found:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -307,3 +307,12 @@ def _is_closed(stream: TextIO) -> bool:
     except (OSError, TypeError, ValueError):  # the stream has no descriptor
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0))
+
+
+def _is_full(stream: TextIO) -> bool:
+    """Return True if the text that a stream still holds cannot be written."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False

@@ -254,7 +254,8 @@ def test_a_full_disk_is_one_line_and_leaves_no_partial_file(written, tmp_path, a
 def test_output_that_cannot_be_written_is_one_line(written):
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "beton_tools.cli", "info", str(written)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
     advice = "Correct this, then run the same command again"
     assert (done.returncode, done.stderr) == (2, f"beton info: No space left on device. {advice}\n")
 
