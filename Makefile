@@ -6,14 +6,13 @@ STAMP := $(VENV)/.ready
 DEMO_STAMP := $(VENV)/.ready-demo
 # pip leaves the bytecode to the first import; where that may not be written, every process compiles all it imports
 export PYTHONDONTWRITEBYTECODE :=
-# output is buffered, as where nobody has set this
-export PYTHONUNBUFFERED :=
 
 .PHONY: demo test test-slow test-gpu test-fake-gpu test-python test-bare lint docs setup wheels clean
 
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO_STAMP))  ## without the tools for development, if they are not there yet
 	$(BIN)/fastft demo
 
+test: export PYTHONUNBUFFERED :=  # output is buffered, as where nobody has set this
 test: setup  ## in two processes, each test file in one of them; a thread each is faster than two that share both cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
