@@ -123,13 +123,9 @@ def stronger() -> str:
         columns.append(gains)
     rows.append(["mean", *[""] * 3, *(shown(*_over_sets(column)) for column in zip(*columns, strict=True))])
     titles = [
-        "set",
-        "loop, short trials",
-        "loop, 42 or 84 px",
-        "head, 42 to 126 px",
-        "20 epochs over the loop at 42 px",
-    ]
-    titles += ["26 epochs over it", "budget over the loop at 42 or 84 px", "budget over the head"]
+        "set", "loop, short trials", "loop, 42 or 84 px", "head, 42 to 126 px", "20 epochs over the loop at 42 px",
+        "26 epochs over it", "budget over the loop at 42 or 84 px", "budget over the head",
+    ]  # fmt: skip
     return markdown(titles, rows)
 
 

@@ -16,7 +16,7 @@ from fastft.bench import own
 
 
 class Work:
-    """What a contender can be asked for."""
+    """The kinds of work that a contender may be asked to do."""
 
     RECIPE, CROP, EVALUATION = "recipe", "crop", "eval"  # loaders: the whole recipe, crop and flip, evaluation
     DECODE, MEMORY = "decode", "memory"  # from bytes in memory: a crop's pixels, the whole recipe
@@ -24,7 +24,7 @@ class Work:
 
 
 class Part:
-    """Of the time that one image takes. A peer's decoding is divided into ENTROPY and PIXELS."""
+    """The parts of the time that one image takes. Decoding by other libraries is divided into ENTROPY and PIXELS."""
 
     READ, ENTROPY, PIXELS, RESIZE = "read", "entropy decoding", "inverse DCT and colour", "resize"
     OPS, FINISH, HAND_OVER = "ops", "normalise and erase", "hand-over"

@@ -1,4 +1,4 @@
-"""What a cost assumes beside the training steps: rates of the loader, times of start-up, validation images."""
+"""Assumptions that a cost needs beside the training steps: loader rates, start-up times and validation images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What two runs predicted for the same validation images, matched by image."""
+"""Match the predictions that two runs made for the same validation images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

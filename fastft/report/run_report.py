@@ -150,7 +150,7 @@ def evaluation_columns(run: Run) -> list[tuple[str, str, int]]:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What the linear probe says about training images, with class names by label, and thumbnails of doubtful labels."""
+    """The linear probe's predictions for training images, class names by label, and thumbnails of images with doubtful labels."""
 
     labels: TrainingLabels
     names: Sequence[str]

@@ -1,4 +1,4 @@
-"""What a model says about each image of a set, and `validation.npz`, which stores it for a run's validation images.
+"""A model's predictions for each image of a set, and `validation.npz`, which stores them for a run's validation images.
 
 Scores and metrics that follow from predictions are in `fastft.evaluate`.
 """

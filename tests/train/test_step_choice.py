@@ -379,7 +379,7 @@ def test_a_mode_that_cannot_be_is_refused(mode, options, device, reason, monkeyp
 
 
 def test_fused_kernels_that_fail_are_one_line_or_no_candidate(monkeypatch):
-    """As with a numba-cuda that does not fit the driver. The device is a CPU, for which there are no kernels."""
+    """The kernels run on a CPU, for which there are none, as if numba-cuda did not fit the driver."""
     recipe = load_recipe("final_b16", [*HALF_ON, "--train.step=fused"])
     probe = step_choice.PROBES["fused"][1]
     monkeypatch.setitem(step_choice.PROBES, "fused", ("numba-cuda", lambda _: probe(CPU)))
