@@ -62,10 +62,11 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     """
     recipes = [load_recipe(sweep.reference(row), overrides) for sweep in sweeps for row in sweep.rows]
     largest = max(recipes, key=largest_size)  # photographs are stored large enough for this recipe
-    options, outcomes, converts, warned = recipes[0].train, [], needs_preparation(largest), list[Warned]()
+    options, converts, warned = recipes[0].train, needs_preparation(largest), list[Warned]()
     # one process group for all runs
     with connected(find_world(options.device, options.timeout_minutes, "train.device")) as world:
-        say = collecting(line_printer(console if world.is_main else Console(quiet=True)), warned)
+        console = console if world.is_main else Console(quiet=True)
+        say = collecting(line_printer(console), warned)
         overrides = prepare_overrides(largest, overrides, out, say, world, _check)
         opened: dict[str, BetonSet] = {}  # all rows read the same files
         planned = [plan_runs(sweep, overrides, out / "runs", opened) for sweep in sweeps]
@@ -75,27 +76,64 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
         # decided before the first run, so that all processes decide from the same files
         world.in_main(lambda: refuse_other_results(runs))
         _refuse_multi_label(runs[0].recipe)
-        console = console if world.is_main else Console(quiet=True)
-        failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
-        waiting = set(failures)
-        if waiting and world.is_main and not converts:  # otherwise converting has warned
+        training = _Training(out, world, console, warned, waiting={run.key for run in runs if read_result(run) is None})
+        if training.waiting and world.is_main and not converts:  # otherwise converting has warned
             _warn_of_images(runs, say)
+        outcomes = []
         for sweep, own in zip(sweeps, planned, strict=True):
-            for number, (row, run) in enumerate(zip(sweep.rows, own, strict=True), 1):
-                if run.key in waiting and sweep.selected in (None, row):
-                    waiting.remove(run.key)
-                    console.rule(f"{sweep.name}, row {number} of {len(own)}: {row.title}")
-                    failures[run.key] = train_run(run, world, console, warned)
-                    _report(sweep, own, failures, out, world)
-            of_sweep = _report(sweep, own, failures, out, world)
-            if sweep.named and world.is_main:
-                finished = [outcome.run.folder for outcome in of_sweep if outcome.evaluations]
-                if len(finished) > 1:
-                    print_comparison(finished, list(opened.values()), out, console)
-            else:
-                print_report(sweep, of_sweep, report_folder(sweep, out), console)
-            outcomes += of_sweep
+            training.train(sweep, own)
+            finished = training.report(sweep, own)
+            training.print(sweep, finished, list(opened.values()))
+            outcomes += finished
     return outcomes
+
+
+@dataclass
+class _Training:
+    """The runs of all sweeps while they are trained.
+
+    Attributes:
+        waiting: keys of runs that have not been trained yet.
+        failures: by key, the error that ended a run.
+    """
+
+    out: Path
+    world: World
+    console: Console
+    warned: Sequence[Warned]
+    waiting: set[str]
+    failures: dict[str, str | None] = field(default_factory=dict)
+
+    def train(self, sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
+        """Train the sweep's selected rows that are waiting, with a report after each.
+
+        Args:
+            runs: one for each row.
+        """
+        for number, (row, run) in enumerate(zip(sweep.rows, runs, strict=True), 1):
+            if run.key in self.waiting and sweep.selected in (None, row):
+                self.waiting.remove(run.key)
+                self.console.rule(f"{sweep.name}, row {number} of {len(runs)}: {row.title}")
+                self.failures[run.key] = train_run(run, self.world, self.console, self.warned)
+                self.report(sweep, runs)
+
+    def report(self, sweep: Sweep, runs: Sequence[PlannedRun]) -> list[Outcome]:
+        """Return every row's outcome so far. The main process writes the sweep's report."""
+        outcomes = [
+            Outcome(row, run, read_result(run) or (), self.failures.get(run.key))
+            for row, run in zip(sweep.rows, runs, strict=True)
+        ]
+        if self.world.is_main:
+            write_report(sweep, outcomes, report_folder(sweep, self.out))
+        return outcomes
+
+    def print(self, sweep: Sweep, outcomes: Sequence[Outcome], opened: Sequence[BetonSet]) -> None:
+        if not (sweep.named and self.world.is_main):
+            print_report(sweep, outcomes, report_folder(sweep, self.out), self.console)
+            return
+        finished = [outcome.run.folder for outcome in outcomes if outcome.evaluations]
+        if len(finished) > 1:
+            print_comparison(finished, opened, self.out, self.console)
 
 
 def _warn_of_images(runs: Sequence[PlannedRun], say: Say) -> None:
@@ -119,18 +157,6 @@ def _refuse_multi_label(recipe: Recipe) -> None:
             "fastft sweep compares runs on images with one label each, but these have several. Train each recipe with "
             "fastft train, and compare the runs with fastft report RUN RUN"
         )
-
-
-def _report(
-    sweep: Sweep, runs: Sequence[PlannedRun], failures: Mapping[str, str | None], out: Path, world: World
-) -> list[Outcome]:
-    outcomes = [
-        Outcome(row, run, read_result(run) or (), failures.get(run.key))
-        for row, run in zip(sweep.rows, runs, strict=True)
-    ]
-    if world.is_main:
-        write_report(sweep, outcomes, report_folder(sweep, out))
-    return outcomes
 
 
 def report_folder(sweep: Sweep, out: Path) -> Path:

@@ -107,10 +107,6 @@ class Round(Document):
     foreign: Signed | None = None
     figures: Numbers = field(default_factory=dict)
 
-    @property
-    def per_cpu_second(self) -> float | None:
-        return self.images / self.cpu if self.images and self.cpu else None
-
 
 class Contender(Document):
     """The result of one library: either `rounds`, or `skipped` with the reason.

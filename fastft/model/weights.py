@@ -173,28 +173,22 @@ def read_trained_head(weights: str, arch_name: str) -> TrainedHead:
     """
     folder = find_weight_folder(weights)
     if arch_name.startswith(TIMM):
-        state = read_weights(folder or expand_home(weights))
-        name, pool = classifier_names(arch_name.removeprefix(TIMM))[0], "timm"
-        state = {key.removeprefix(TIMM_PREFIX): value for key, value in state.items()}
-        width = len(state.get("patch_embed.proj.weight", ()))
-        pool = ATTENTION if QUERIES in state else pool
-        state = {f"head.{kind}": state[key] for kind in ("weight", "bias") if (key := f"{name}.{kind}") in state}
+        stored = read_weights(folder or expand_home(weights))
+        state = {key.removeprefix(TIMM_PREFIX): value for key, value in stored.items()}
+        name, patches, pool = classifier_names(arch_name.removeprefix(TIMM))[0], "patch_embed.proj.weight", "timm"
     else:
-        state, pool = _read_clip_state(weights, arch_name, folder), CLASS
-        if QUERIES in state:
-            pool = ATTENTION
-        elif f"{HEAD_NORM}weight" in state:
-            pool = PATCHES
-        elif "visual.proj" in state:
-            pool = TOKEN
-        width = len(state.get("visual.conv1.weight", ()))
-    weight, bias = state.get("head.weight"), state.get("head.bias")
-    if weight is not None and width and weight.shape[-1] == 2 * width:
-        pool = CLASS_PATCHES
+        state = _read_clip_state(weights, arch_name, folder)
+        name, patches = "head", "visual.conv1.weight"
+        pool = PATCHES if f"{HEAD_NORM}weight" in state else TOKEN if "visual.proj" in state else CLASS
+    weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
     if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise UserError(
             f"weights {weights} have no head. Set --model.head_init=probe, or use fine-tuned weights from timm or fastft"
         )
+    if patches in state and weight.shape[1] == 2 * len(state[patches]):
+        pool = CLASS_PATCHES
+    elif QUERIES in state:
+        pool = ATTENTION
     if folder is None:
         classes = stored_classes(expand_home(weights))
     else:

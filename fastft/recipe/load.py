@@ -6,7 +6,7 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import fastargs
 
@@ -40,6 +40,7 @@ from fastft.recipe.schema import (
 )
 from fastft.recipe.yaml_file import CONTROL, shown
 
+Written: TypeAlias = dict[str, tuple[Any, str]]  # by option: its value, and where it was written
 FIELDS = option_fields()
 CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 EVALUATED_PART = ("train.eval_crop_pct", "train.eval_resize")
@@ -171,7 +172,25 @@ def _validate(
         freed: options that are decided automatically although a layer gives them a value, which they hold until then.
         complete: the layers hold every option, so that nothing is asked about the weights.
     """
-    written: dict[str, tuple[Any, str]] = {}
+    written = _last_values(layers)
+    asked = [] if complete else _published_options(written)
+    if asked:
+        published = published_preprocessing(*(_text(written, key) for key in ("model.arch", "model.weights")))
+        written |= {
+            option: (getattr(published, FIELDS[option].metadata["published"]), published.source) for option in asked
+        }
+    sections, automatic = _check_values(written)
+    recipe = AskedRecipe(name, **sections, automatic=automatic | freed)
+    recipe = recipe if recipe.automatic else recipe.with_shares()
+    check_together(recipe, undecided=recipe.automatic)
+    values = recipe.flat()
+    told = [option for option in asked if values[option] != FIELDS[option].default]
+    return replace(recipe, choices=tuple(Choice(option, values[option], published.source) for option in told))
+
+
+def _last_values(layers: Sequence[Layer]) -> Written:
+    """Return the value that each option got last. Raises UserError if there is no such option."""
+    written: Written = {}
     for layer in layers:
         for key, value in layer.values.items():
             if key not in FIELDS:
@@ -180,13 +199,12 @@ def _validate(
         for share, option in SHARES.items():  # a value that is set later wins over the other form of the same option
             if option in layer.values and share not in layer.values:
                 written.pop(share, None)
-    asked = [] if complete else _published_options(written)
-    if asked:
-        published = published_preprocessing(*(_written(written, key) for key in ("model.arch", "model.weights")))
-        written |= {
-            option: (getattr(published, FIELDS[option].metadata["published"]), published.source) for option in asked
-        }
-    automatic = set(freed)
+    return written
+
+
+def _check_values(written: Written) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return (the recipe's sections, the options that are `auto`). Raises UserError if a value breaks its limits."""
+    automatic: set[str] = set()
     checked: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for key, param in _params().items():
         section, _, option = key.partition(".")
@@ -199,31 +217,25 @@ def _validate(
             automatic.add(key)
             converted = param.default
         checked[section][option] = converted
-    sections = {section: cls(**checked[section]) for section, cls in SECTIONS.items()}
-    recipe = AskedRecipe(name, **sections, automatic=frozenset(automatic))
-    recipe = recipe if automatic else recipe.with_shares()
-    check_together(recipe, undecided=recipe.automatic)
-    values = recipe.flat()
-    told = [option for option in asked if values[option] != FIELDS[option].default]
-    return replace(recipe, choices=tuple(Choice(option, values[option], published.source) for option in told))
+    return {section: cls(**checked[section]) for section, cls in SECTIONS.items()}, frozenset(automatic)
 
 
-def _published_options(written: Mapping[str, tuple[Any, str]]) -> list[str]:
+def _published_options(written: Written) -> list[str]:
     """List the options that follow from the weights: those that say so, and some of those that nobody set.
 
     The part of the image that is evaluated follows for a model that is published with its accuracy: a head in the
     weights, or a linear probe that nothing is trained after. Otherwise it is the paper's.
     """
-    start, stop = (_written(written, key) for key in ("model.head_init", STOP_EPOCH))
+    start, stop = (_text(written, key) for key in ("model.head_init", STOP_EPOCH))
     is_whole_model = start == FROM_WEIGHTS or (start == PROBE and stop == "0")
     unset = {key for key in FIELDS if key not in written and (is_whole_model or key not in EVALUATED_PART)}
     return [
         key for key, field in FIELDS.items()
-        if field.metadata["published"] and (key in unset or _written(written, key) == PUBLISHED)
+        if field.metadata["published"] and (key in unset or _text(written, key) == PUBLISHED)
     ]  # fmt: skip
 
 
-def _written(written: Mapping[str, tuple[Any, str]], key: str) -> str:
+def _text(written: Written, key: str) -> str:
     return str(written[key][0] if key in written else FIELDS[key].default)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median_high
 from typing import Any
 
 from markupsafe import Markup
@@ -160,17 +161,18 @@ def tick_label(value: float, step: float) -> str:
 
 
 def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
-    """Return the range of all points; with a focus, only the part around the run's own lines, without references."""
+    """Return the range of all points. With a focus, it is the part around the run's own lines, without references."""
     bounds = [y for s in series for y in (*s.y, *(end for ends in s.ranges for end in ends))]
     low, high = min(bounds), max(bounds)
-    own = sorted(y for s in series if not s.is_reference for y in s.y) or bounds
-    middle = own[len(own) // 2]
-    # a line's end is never cut off, nor are the points of a short line that is not a reference
-    kept = [y for s in series for y in (s.y if len(s.y) <= FEW_POINTS and not s.is_reference else s.y[-1:])]
-    if chart.focus == "top":
-        low = min(max(low, middle - 4 * (high - middle)), *kept)
-    elif chart.focus == "bottom":
-        high = max(min(high, middle + 2 * (middle - low)), *kept)
+    own = [s for s in series if not s.is_reference]
+    if chart.focus and own:
+        middle = median_high(y for s in own for y in s.y)
+        # a line's end is never cut off, nor are the points of a short line that is not a reference
+        kept = [s.y[-1] for s in series] + [y for s in own if len(s.y) <= FEW_POINTS for y in s.y]
+        if chart.focus == "top":
+            low = min(max(low, middle - 4 * (high - middle)), *kept)
+        else:
+            high = max(min(high, middle + 2 * (middle - low)), *kept)
     if chart.from_zero:
         low = min(0.0, low)
     return _span([low, high], rounded=True)

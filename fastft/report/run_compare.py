@@ -11,10 +11,10 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import PROBE
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.compare import Fact, colour, facts
-from fastft.report.judged import Judged, compare_judged, read_judged
 from fastft.report.page import render_page
 from fastft.report.run_charts import EPOCHS
 from fastft.report.run_figures import used_scores
+from fastft.report.run_pairs import ImageResults, compare_image_results, read_image_results
 from fastft.report.run_report import NOT_COMPARED, SUFFIXES
 from fastft.report.run_times import run_cost, training_seconds
 from fastft.run.evaluations import SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores
@@ -37,7 +37,7 @@ class ComparedRun:
     kind: str
     epoch: int | None
     scores: Scores | None
-    judged: Judged | None
+    images: ImageResults | None
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 def _compared(name: str, run: Run, opened: Sequence[BetonSet]) -> ComparedRun:
     if not run.evaluations:
-        return ComparedRun(name, run, "", None, None, read_judged(run, opened))
+        return ComparedRun(name, run, "", None, None, read_image_results(run, opened))
     epoch, kind, scores = used_scores(run)
-    return ComparedRun(name, run, kind, None if kind == PROBE else epoch, scores, read_judged(run, opened))
+    return ComparedRun(name, run, kind, None if kind == PROBE else epoch, scores, read_image_results(run, opened))
 
 
 def score_of(runs: Sequence[ComparedRun]) -> BestBy:
@@ -134,9 +134,9 @@ def _paired(first: ComparedRun, other: ComparedRun) -> Comparison | None:
 
     It is None for that run itself, and if the images or predictions are not available.
     """
-    if other is first or first.judged is None or other.judged is None:
+    if other is first or first.images is None or other.images is None:
         return None
-    return compare_judged(first.judged, other.judged)
+    return compare_image_results(first.images, other.images)
 
 
 def differing_options(runs: Sequence[ComparedRun]) -> list[Fact]:

@@ -2,16 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from beton_tools.base.user_files import expand_home
 from beton_tools.read.class_list import Classes
 from fastft.model.weight_files import stored_classes
-from fastft.recipe import AskedRecipe
+from fastft.recipe import AskedRecipe, Recipe
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.schema import Choice, option_fields
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
-from fastft.run.find_weights import find_weights
+from fastft.run.find_weights import ChosenWeights, find_weights
 
 WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
 # what the weights belong to: the new run takes these over unless its command line sets them
@@ -40,23 +39,31 @@ def with_run_weights(recipe: AskedRecipe) -> AskedRecipe:
         return recipe
     chosen = find_weights(run)
     old = stored_recipe(read_checkpoint(chosen.path, ()))
-    values: dict[str, Any] = {WEIGHTS: str(chosen.path / f"{chosen.stem}.safetensors")}
-    reasons = {WEIGHTS: f"the {chosen.description}"}
-    if chosen.kind == PROBE:  # the tower is the pretrained one
-        values = {WEIGHTS: old.model.weights}
-        reasons = {WEIGHTS: f"{run} chose its linear probe, whose tower has these weights"}
-    elif _is_free(recipe, HEAD_INIT) and recipe.model.head is None:
-        values[HEAD_INIT], reasons[HEAD_INIT] = FROM_WEIGHTS, f"rows for its classes in the head of {run}"
-    of_run = old.flat()
+    choices = _start(recipe, run, chosen, old)
     if old.model.arch.endswith(".json"):  # the file may lie elsewhere now, or hold something else
-        of_run["model.arch"] = str(chosen.path)
-    now = recipe.flat()
-    differ = {o for o in now if of_run[o] != now[o]} | recipe.automatic
-    taken = [o for o in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, o) and o in differ]
-    for option in (*taken, *(o for o in OF_THE_PROBE if o in recipe.automatic and HEAD_INIT in values)):
-        values[option], reasons[option] = of_run[option], f"as in {run}"
-    recipe = recipe.with_choices(*(Choice(option, value, reasons[option]) for option, value in values.items()))
-    return replace(recipe, automatic=recipe.automatic - values.keys())
+        old = old.with_option("model.arch", str(chosen.path))
+    theirs, own = old.flat(), recipe.flat()
+    free = [option for option in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, option)]
+    taken = [option for option in free if option in recipe.automatic or theirs[option] != own[option]]
+    if any(choice.option == HEAD_INIT for choice in choices):
+        taken += [option for option in OF_THE_PROBE if option in recipe.automatic]
+    choices += [Choice(option, theirs[option], f"as in {run}") for option in taken]
+    recipe = recipe.with_choices(*choices)
+    return replace(recipe, automatic=recipe.automatic - {choice.option for choice in choices})
+
+
+def _start(recipe: AskedRecipe, run: Path, chosen: ChosenWeights, old: Recipe) -> list[Choice]:
+    """Choose the file with the weights, and the run's head too unless the recipe sets its own.
+
+    Args:
+        old: the run's recipe.
+    """
+    if chosen.kind == PROBE:  # the tower is the pretrained one
+        return [Choice(WEIGHTS, old.model.weights, f"{run} chose its linear probe, whose tower has these weights")]
+    file = Choice(WEIGHTS, str(chosen.path / f"{chosen.stem}.safetensors"), f"the {chosen.description}")
+    if recipe.model.head is not None or not _is_free(recipe, HEAD_INIT):
+        return [file]
+    return [file, Choice(HEAD_INIT, FROM_WEIGHTS, f"rows for its classes in the head of {run}")]
 
 
 def without_foreign_head(recipe: AskedRecipe, classes: Classes) -> AskedRecipe:

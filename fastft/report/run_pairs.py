@@ -1,4 +1,4 @@
-"""Match the predictions that two runs made for the same validation images."""
+"""Pair the predictions that two runs made for the same validation images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from fastft.run.run_directory import Run
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The predictions of a run for its validation images at its last evaluation.
+class ImageResults:
+    """What a run predicted for each of its validation images at its last evaluation.
 
     Attributes:
         kind: the weights, "raw" or "ema".
@@ -36,35 +36,41 @@ class Judged:
     right: np.ndarray
 
 
-def read_judged(run: Run, opened: Sequence[BetonSet] = ()) -> Judged | None:
-    """Read a run's predictions with the kind of weights that it chose.
+def read_image_results(run: Run, opened: Sequence[BetonSet] = ()) -> ImageResults | None:
+    """Read a run's predictions, by the weights that it chose if there are any by these.
 
-    None without them, or without the validation file.
+    None without predictions, or without the validation file.
 
     The predictions are from the last epoch, even if the run chose an earlier one.
     """
-    if run.recipe.data.val is None or not run.evaluations or not (arrays := read_validation(run.folder)):
+    if run.recipe.data.val is None or not run.evaluations:
+        return None
+    arrays = read_validation(run.folder)
+    chosen = EMA if run.weights is None else run.weights.kind
+    kind = next((k for k in (RAW if chosen == PROBE else chosen, EMA, RAW) if f"{k}_predicted" in arrays), None)
+    if kind is None:
         return None
     try:
         betons = open_of_run(run, "data.val", opened)
         names = betons.read_names()
     except UserError:
         return None
-    wanted = EMA if run.weights is None else run.weights.kind
-    kinds = [k for k in (RAW if wanted == PROBE else wanted, EMA, RAW) if f"{k}_predicted" in arrays]
-    if not kinds or names is None or len(names) != len(arrays.get("labels", ())):
+    labels, predicted = arrays["labels"], arrays[f"{kind}_predicted"]
+    if names is None or len(names) != len(labels):
         return None
-    labels, predicted = arrays["labels"], arrays[f"{kinds[0]}_predicted"]
-    classes = betons.class_names
-    if labels.ndim == 2:
-        truth = [";".join(classes[k] for k in np.flatnonzero(row)) for row in labels]
-    else:
-        truth = [classes[k] for k in labels]
+    truth = _label_texts(labels, betons.class_names)
     score = run.evaluations[-1].best_by
-    return Judged(kinds[0], int(arrays["epoch"]), score, list(names), truth, labels, predicted == labels)
+    return ImageResults(kind, int(arrays["epoch"]), score, list(names), truth, labels, predicted == labels)
 
 
-def compare_judged(first: Judged, second: Judged) -> Comparison | None:
+def _label_texts(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Return each image's class name, or its class names joined by ";". labels: int64 (N,), multi-label bool (N, K)."""
+    if labels.ndim == 2:
+        return [";".join(classes[k] for k in np.flatnonzero(row).tolist()) for row in labels]
+    return [classes[k] for k in labels.tolist()]
+
+
+def compare_image_results(first: ImageResults, second: ImageResults) -> Comparison | None:
     """Return how far `second` is ahead of `first` on the images that both have, with the same labels. None without any.
 
     Balanced accuracy is compared if it compares the epochs in both runs. Images are matched by name and labels.
