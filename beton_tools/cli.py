@@ -17,6 +17,7 @@ from typing import Any
 from beton_tools.base.signals import imports_of, leave, raise_on_stop_signals
 
 with imports_of("beton"):
+    from beton_tools.base.atomic import refuse_existing, save_picture
     from beton_tools.base.console import (
         ENDINGS,
         EXIT_BAD_INPUT,
@@ -192,7 +193,6 @@ def _choose(args: argparse.Namespace, beton: Beton) -> list[int]:
 
 
 def _run_sheet(args: argparse.Namespace) -> int:
-    from beton_tools.base.atomic import refuse_existing, save_picture
     from beton_tools.inspect.extract import draw_sheet
 
     refuse_existing(args.out, args.overwrite)

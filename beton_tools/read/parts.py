@@ -105,24 +105,21 @@ def refuse_other_parts(files: Mapping[Path, Conversion | None]) -> None:
     """
     named = {path: conversion for path, conversion in files.items() if conversion is not None}
     by_options = any(conversion.dataset is None for conversion in named.values())
+    keys = {path: conversion.options if by_options else conversion.dataset for path, conversion in named.items()}
     groups: dict[object, dict[Path, Conversion]] = {}
     for path, conversion in named.items():
-        groups.setdefault(conversion.options if by_options else conversion.dataset, {})[path] = conversion
-    for of_one in groups.values():
-        if not by_options:
-            _refuse_overlap(of_one)
-    incomplete = [
-        path
-        for of_one in groups.values()
-        for path, conversion in of_one.items()
-        if conversion.part is not None and len(of_one) < conversion.part.count
-    ]
-    divided = [path for path, conversion in named.items() if conversion.part is not None]
-    keys = {path: key for key, of_one in groups.items() for path in of_one}
-    other = next((path for path in divided if incomplete and keys[path] != keys[incomplete[0]]), None)
+        groups.setdefault(keys[path], {})[path] = conversion
+    if not by_options:
+        for group in groups.values():
+            _refuse_overlap(group)
+    counts = {path: conversion.part.count for path, conversion in named.items() if conversion.part is not None}
+    incomplete = next((path for path, count in counts.items() if len(groups[keys[path]]) < count), None)
+    if incomplete is None:
+        return
+    other = next((path for path in counts if keys[path] != keys[incomplete]), None)
     if other is not None:
         raise UserError(
-            f"{other} and {incomplete[0]} are parts of different conversions{_difference(named[other], named[incomplete[0]])}, "
+            f"{other} and {incomplete} are parts of different conversions{_difference(named[other], named[incomplete])}, "
             "so images would be missing and others count twice. Convert all parts again from the same images with the same "
             "options"
         )

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import msgspec
 import psutil
 import torch
+from PIL import features
 
 from beton_tools.base.cgroup import usable_cpus
 from fastft.bench import PEERS
@@ -60,8 +61,6 @@ def library_names() -> list[str]:
 
 
 def _codecs() -> dict[str, str]:
-    from PIL import features
-
     found = features.version("libjpeg_turbo")
     return {"Pillow's libjpeg-turbo": found} if found else {}
 

@@ -6,6 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from beton_tools.base.names import Names
 from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, ORIGINAL
 from fastft.bench.harness import Options
@@ -48,9 +51,6 @@ def by_side(**given: Any) -> dict[str, Arm]:
 
 
 def ours(task: Task, lossless: bool) -> Callable[[int | None], int]:
-    import numpy as np
-
-    from beton_tools.base.names import Names
     from beton_tools.sources import open_source
     from beton_tools.write.writer import WriteOptions, write_beton
 

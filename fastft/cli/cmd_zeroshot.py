@@ -6,6 +6,7 @@ from pathlib import Path
 from beton_tools.base import torchrun
 from beton_tools.base.atomic import refuse_existing
 from beton_tools.base.console import say
+from beton_tools.base.progress_bar import progress
 from fastft.cli.arguments import add_recipe, add_shared, show
 from fastft.cli.cmd_eval import print_evaluation
 from fastft.recipe import load_recipe
@@ -32,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.base.progress_bar import progress
     from fastft.evaluate.zero_shot import evaluate_zero_shot
 
     if args.out is not None:

@@ -303,7 +303,7 @@ def new_stage(
         device = torch.device("cuda", torch.cuda.current_device())
     check_shrink(betons, device, size)
     try:
-        from fastft.augment.cuda import CudaAugment
+        from fastft.augment.cuda import CudaAugment  # numba-cuda, which only machines with a GPU have
 
         augment = CudaAugment(policy, size, output.dtype, device)
     except (UserError, torch.OutOfMemoryError):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from fastft.evaluate.trained import Trained
 from fastft.model import TimmArch, arch_from_dict, build_classifier
+from fastft.model.timm_tower import NEW_HEADS, TIMM_POOL, build_timm_classifier
 from fastft.model.weight_files import CLASS_IDS, CLASSES, save_tensors
 
 
@@ -44,8 +45,6 @@ def load(path: Path) -> torch.nn.Module:
     arch, num_classes = arch_from_dict(header["arch"]), header["num_classes"]
     model: torch.nn.Module
     if isinstance(arch, TimmArch):
-        from fastft.model.timm_tower import NEW_HEADS, TIMM_POOL, build_timm_classifier
-
         pool = header["pool"] if header["pool"] in NEW_HEADS else TIMM_POOL
         model = build_timm_classifier(arch, num_classes, pool=pool)
     else:

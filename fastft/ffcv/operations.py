@@ -243,7 +243,7 @@ class Augment(Operation):
     def _new_augment(self, size: int, device: torch.device) -> Any:
         if device.type == "cpu":
             return CpuAugment(self.policy, size, self._name)
-        from fastft.augment.cuda import CudaAugment
+        from fastft.augment.cuda import CudaAugment  # numba-cuda, which only machines with a GPU have
 
         return CudaAugment(self.policy, size, self.dtype, device)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home, read_regular
 from fastft.recipe.constants import BICUBIC, BILINEAR, CLIP_MEAN, CLIP_STD, SHORTEST, SQUASH, TIMM
@@ -155,8 +157,6 @@ def _of_header(weights: Path) -> tuple[Values, str]:
     """Return what the header of fastft's export to safetensors states."""
     if weights.suffix != ".safetensors":
         return {}, ""
-    from safetensors import SafetensorError, safe_open
-
     with suppress(OSError, SafetensorError, ValueError, RecursionError):
         with safe_open(weights, framework="np") as file:
             stated = json.loads((file.metadata() or {}).get("images", "{}"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastft.bench.dataset import QUALITY
 from fastft.bench.ours import repeated
 from fastft.bench.task import AUGMENT, BETON, ERASE, RATIO, SCALE, Entry, Pass, Task, Work
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
@@ -89,8 +90,6 @@ def convert(task: Task) -> Callable[[int | None], int]:
     """Write a .beton with FFCV's DatasetWriter, whose images have at most this many pixels on their longest side."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
-
-    from fastft.bench.dataset import QUALITY
 
     images, path = Images(task), Path(task.files["scratch"]) / "ffcv.beton"
 
