@@ -83,7 +83,7 @@ def _page_entry(option: OptionInfo) -> str:
     """Return the option's entry in a definition list, which fits narrow screens."""
     short = next((f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), "")
     paper = f" Paper's runs: {option.paper}." if option.paper else ""
-    text = f"{option.meaning}\n\n    Default {option.default}. Values: {option.limits}.{paper}"
+    text = f"{option.meaning}\n\n    Default {option.default}. Values: {option.limits.removeprefix('one of ')}.{paper}"
     return f"`{option.name}`{short}\n:   {text.replace('[', chr(92) + '[')}"  # [...] would be a link
 
 

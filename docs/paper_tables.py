@@ -37,9 +37,9 @@ WEIGHTS = {"ema": "EMA", "raw": "raw"}
 
 INTRO = """# Every row of the paper
 
-You can train every row of the paper's Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and every bar or point in
-Figures 1 to 3. Each of them is a recipe, and one file holds one table. The slow tests train one step for each kind of row
-on a tiny tower.
+You can train every row in the paper's Tables 1 to 9 and 12 to 17, the CLIP rows in Table 11, and every bar or point in
+Figures 1 to 3. Each row is a recipe, and one file holds one table. The slow tests train one step on a tiny tower for each
+kind of row.
 
 ```
 fastft cost 05_llrd --gpu a100
@@ -48,12 +48,11 @@ fastft train '05_llrd[LLRD 0.60, 6e-4]' --data.train=train.beton --data.val=val.
 fastft cost '02_lr[1e-5]' --gpu a100
 ```
 
-To select a row, give its label, its series and label, or the name of its recipe, which is also the name of its run
-directory. Rows that train the same thing are trained once over all tables. The column 'paper' gives top-1 in percent, at the
-best epoch of the weights named under 'of'. The GPU-hours are modelled for eight GPUs (`fastft explain`), not measured. They
-go from the fastest to the slowest of the [published trainings](measurements/published.md) that resemble fastft's. The
-paper's own V100-hours come from the axis of its Figure 1
-and stand beside its rows here.
+To select a row, give its label, its series and label, or its recipe's name, which its run directory has too. Rows that train
+the same thing are trained once over all tables. The column 'paper' gives top-1 in percent at the best epoch, and 'weights'
+tells which weights were evaluated. The GPU-hours are modelled for eight GPUs (`fastft explain`), not measured. They go from
+the fastest to the slowest among the [published trainings](measurements/published.md) that resemble fastft's. The paper's own
+V100-hours are read from the axis in its Figure 1, and stand beside its rows here.
 
 `python docs/paper_tables.py` writes this page from the files in `rcp/tables`, and a test keeps it up to date."""
 
@@ -120,7 +119,7 @@ def _table(sweep: Sweep) -> str:
         lines.append([row.title, _recipe(sweep, row), *figures, *own.get(row.label, [])])
     total = _cells(total_hours([sweep])[0])
     lines.append(["**this table, shared rows once**", "", "", "", *total, *[""] * bool(own)])
-    header = [sweep.source, "recipe", "paper", "of", *MAIN_GPUS, *["the paper's own V100-hours"] * bool(own)]
+    header = [sweep.source, "recipe", "paper", "weights", *MAIN_GPUS, *["the paper's own V100-hours"] * bool(own)]
     return f"## {sweep.title}\n\n`rcp/tables/{sweep.path.name}`\n\n{markdown_table(header, lines, left=2)}"
 
 

@@ -72,7 +72,7 @@ PROMISES: dict[str, dict[str, str]] = {
     },
     "large-data.md": {
         "using them together is refused": "data/test_what_is_trained.py::parts_are_the_whole_or_are_refused",
-        "in segments of at most 8 million": "data/test_order.py::an_order_in_segments_is_one_sort_of_all_samples",
+        "in segments with at most 8 million": "data/test_order.py::an_order_in_segments_is_one_sort_of_all_samples",
     },
     "models.md": {
         "A model is refused if it has BatchNorm": "model/test_timm_towers.py::what_a_model_lacks_is_refused_in_one_line",
@@ -132,7 +132,7 @@ PROMISES: dict[str, dict[str, str]] = {
 NO_PROMISES = {
     "README.md": {"| always the largest class |": "a row of a table of measurements"},
     "benchmarks.md": {"A peer is not always behind": "a measurement", "Load before a session at most": "a measurement"},
-    "large-data.md": {"images of at most 128 classes": "arithmetic: a page of one class, 128 pages"},
+    "large-data.md": {"images from at most 128 classes": "arithmetic: a page from one class, 128 pages"},
     "photos.md": {"Some classes are never predicted": "what a user sees"},
     "reports.md": {
         "--mistakes=always": "an argument's values",

@@ -119,7 +119,7 @@ class Data:
         resumable=True,
     )  # fmt: skip
     order: str = option(
-        RANDOM, "order of the samples in an epoch. blocks reads every page once, which suits files larger than memory",
+        RANDOM, "sample order in an epoch. blocks reads every page once, which suits files larger than memory",
         choices=ORDERS, paper=RANDOM,
     )  # fmt: skip
     block_mib: int = option(
@@ -161,7 +161,7 @@ class Model:
     )
     weights: str = option(
         "openai",
-        "a pretrained tag of open_clip or, for timm/NAME, of timm ('timm': the default one), a fastft run "
+        "a pretrained tag from open_clip or, for timm/NAME, from timm ('timm': the default one), a fastft run "
         "directory (its chosen weights), a weights file, a fastft export, a folder from open_clip, timm or "
         "transformers, hf-hub:ORG/NAME, or 'random'",
         per_host=True,
@@ -185,7 +185,7 @@ class Model:
     patch_dropout: float = option(0.0, "fraction of patch tokens dropped during training", low=0, high=0.95)
     pool: str = option(
         "patches",
-        "input of the head. patches: the mean of the normalised patch tokens (for timm/NAME: timm's "
+        "the head's input. patches: the mean of the normalised patch tokens (for timm/NAME: timm's "
         "pooling). class: the class token after ln_post, as in timm's fine-tuned CLIP. class+patches: the "
         "class token beside the mean patch token, both after the last LayerNorm, as in DINOv2's linear "
         "probes. attention: means of the normalised patch tokens with trained weights, as in attentive probes. "
@@ -201,7 +201,7 @@ class Model:
         " by name (fastft) or WordNet id (timm)",
         choices=("small", PROBE, FROM_WEIGHTS), paper="small", auto=True,
     )  # fmt: skip
-    head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
+    head_init_scale: float = option(0.001, "factor on the head's initial weight and bias", low=0)
 
 
 @dataclass(frozen=True)
@@ -214,24 +214,24 @@ class Augment:
     crop: str = option("rrc", "rrc: random resized crop, src: simple resize crop (DeiT III)", choices=CROPS)
     scale_min: float = option(0.08, "smallest crop area, as a fraction of the image", low=1e-4, high=1, auto=True)
     scale_max: float = option(1.0, "largest crop area, as a fraction of the image", low=1e-4, high=1)
-    ratio_min: float = option(3 / 4, "smallest width / height of a crop", low=0.05, high=20, auto=True)
-    ratio_max: float = option(4 / 3, "largest width / height of a crop", low=0.05, high=20, auto=True)
+    ratio_min: float = option(3 / 4, "smallest width / height for crops", low=0.05, high=20, auto=True)
+    ratio_max: float = option(4 / 3, "largest width / height for crops", low=0.05, high=20, auto=True)
     interpolation: str = option(
         "bicubic", "interpolation for crops and geometric operations. If unset, as for augment.mean", choices=INTERPOLATIONS,
         published="interpolation",
     )  # fmt: skip
-    hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, auto=True)
-    vflip: float = option(0.0, "probability of a vertical flip", low=0, high=1)
+    hflip: float = option(0.5, "horizontal flip probability", low=0, high=1, auto=True)
+    vflip: float = option(0.0, "vertical flip probability", low=0, high=1)
     quarter_turns: float = option(
-        0.0, "probability of a rotation by 0, 90, 180 or 270 degrees, for images without an upright side", low=0, high=1,
+        0.0, "probability to rotate by 0, 90, 180 or 270 degrees, for images without an upright side", low=0, high=1,
     )  # fmt: skip
     color_jitter: float = option(
         0.0, "multiply brightness, contrast and saturation by 1 +- this, in random order, after the policy (timm "
         "uses 0.4)",
         low=0, high=1,
     )  # fmt: skip
-    color_jitter_prob: float = option(1.0, "probability of colour jitter", low=0, high=1)
-    erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1, auto=True)
+    color_jitter_prob: float = option(1.0, "colour jitter probability", low=0, high=1)
+    erase_prob: float = option(0.25, "random erasing probability", low=0, high=1, auto=True)
     erase_mode: str = option(
         "pixel", "fill erased boxes with zeros, one random colour, or per-pixel noise", choices=ERASE_MODES,
     )  # fmt: skip
@@ -241,7 +241,7 @@ class Augment:
     mix_prob: float = option(
         1.0, "probability that a group of images is mixed, if mixup or CutMix is on", low=0, high=1
     )
-    mix_switch_prob: float = option(0.5, "probability of CutMix instead of mixup, if both are on", low=0, high=1)
+    mix_switch_prob: float = option(0.5, "CutMix probability if both are on (mixup otherwise)", low=0, high=1)
     mean: tuple[float, float, float] = option(
         CLIP_MEAN, "mean per channel of pixel values in 0..1. If unset, the one that is published with model.weights, by "
         "open_clip, by timm or in a folder's configuration, or that of the .json in model.arch",
@@ -263,7 +263,7 @@ class Optim:
     """AdamW, batch size and loss."""
 
     batch_size: int = option(2048, "images per optimiser step, over all processes", low=1, high=MAX_BATCH, auto=True)
-    lr: float = option(6e-4, "peak learning rate of the head. It is not scaled with the batch size", low=0, auto=True)
+    lr: float = option(6e-4, "the head's peak learning rate. It is not scaled with the batch size", low=0, auto=True)
     layer_decay: float = option(
         0.6, "factor on the learning rate from each layer to the one below (1: no decay)", low=1e-3, high=1, auto=True,
     )  # fmt: skip
@@ -281,18 +281,18 @@ class Optim:
 class Schedule:
     """Number of epochs, warm-up and cosine."""
 
-    epochs: int = option(50, "number of epochs in the schedule", low=1, high=MAX_EPOCHS, auto=True)
+    epochs: int = option(50, "epochs in the schedule", low=1, high=MAX_EPOCHS, auto=True)
     budget: str | None = option(
         None, "time for linear probes, training and evaluation on this machine, such as 90s, 5m or 1h. Measured rates "
         "then choose model.image_size and schedule.epochs together, except those that you set", paper="none",
     )  # fmt: skip
-    warmup_epochs: float = option(10.0, "epochs of linear warm-up from 0", low=0)
+    warmup_epochs: float = option(10.0, "epochs for the linear warm-up from 0", low=0)
     warmup: float | None = option(
         None, "warm-up as a fraction of the schedule's steps, which sets schedule.warmup_epochs (none: use "
         "warmup_epochs)",
         low=0, below=1, auto=True,
     )  # fmt: skip
-    min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
+    min_lr: float = option(1e-6, "the head's learning rate where the cosine ends", low=0)
     stop_epoch: int | None = option(
         None, "stop after N epochs, while the schedule keeps its length (0: stop at the linear probe of model.head_init=probe)",
         low=0, high=MAX_EPOCHS, auto=True, resumable=True, changes_result=True,
@@ -356,12 +356,12 @@ class Train:
         per_host=True,
     )
     stop_after: str | None = neutral(
-        None, "write a checkpoint and stop after this time, such as 45m or 2h, at the end of a step or evaluation",
+        None, "write a checkpoint and stop after this time, such as 45m or 2h, when a step or evaluation ends",
         resumable=True,
     )  # fmt: skip
     stop_when: int | None = option(
         None, "early stopping: stop after this many evaluations without a gain for the weights that would be used, "
-        "measured on the images of data.selection_share, or on data.val if that is 0 (refused on ImageNet). "
+        "measured on the images that data.selection_share reserves, or on data.val if that is 0 (refused on ImageNet). "
         "none: train all epochs",
         low=1, high=MAX_COUNT, paper="none", resumable=True, changes_result=True,
     )  # fmt: skip
