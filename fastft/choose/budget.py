@@ -24,11 +24,11 @@ from fastft.recipe.constants import EPOCHS, IMAGE_SIZE, SHORTEST_GAINING_STEPS, 
 # (docs/measurements/photos.md, A budget in time). Between them it is interpolated over the logarithm of the steps. Runs of
 # about 20 steps lost accuracy: they end while the loss is still above where it began.
 REMOVED = {SHORTEST_GAINING_STEPS: 0.0, 50: 0.14, 70: 0.28, 200: 0.3, 500: 0.34}
-# The standard deviation of this part over datasets, and the multiple of it that is subtracted from the mean: the smallest at
-# which no training that was preferred to a larger probe ended below it by more than a standard error (the same page)
-SPREAD, CAUTION = 0.16, 0.75
+# The standard deviation of this part over datasets, and the multiple of it that is subtracted from the mean: the largest one
+# that costs no accuracy on the datasets by which it was chosen (the same page)
+SPREAD, CAUTION = 0.16, 0.25
 PROBE_SHARE = 0.1  # part of the time left that one more probe may take
-LAST_SHARE = 0.4  # the same if nothing will be trained
+LAST_SHARE = 0.4  # the same if nothing will be trained, or if the probe may be better than any training
 # Part of the time left that is not planned: start-up, checkpoints, and rates that vary. On a busy CPU, 118 planned seconds
 # took 153.
 RESERVED = 0.2
@@ -111,9 +111,11 @@ def probe_within(
         probe = fit(recipe)
         return TriedSizes([probe], [probe], "The image size is set")
 
-    def refuse(size: int, forward: float) -> str:
+    def refuse(size: int, forward: float, so_far: TriedSizes) -> str:
         left = max(0.0, budget.left())
-        if forward <= (PROBE_SHARE if begun is None else LAST_SHARE) * left:
+        if forward <= PROBE_SHARE * left:
+            return ""
+        if forward <= LAST_SHARE * left and (begun is not None or _may_surpass(budget, so_far, left, forward)):
             return ""
         return (
             f"A probe at {size} px would take {format_duration(forward)} of the {format_duration(left)} that are left"
@@ -125,15 +127,7 @@ def probe_within(
 def choose_within(budget: Budget, sizes: TriedSizes) -> tuple[list[Choice], LinearProbe]:
     """Return (choices for the automatic options that a budget decides, the probe at the chosen size)."""
     recipe, by_size = budget.recipe, {probe.size: probe for probe in sizes.gaining}
-    largest, left = sizes.gaining[-1], budget.left()
-    scored = (
-        budget.evaluated * largest.seconds / largest.images
-    )  # of the largest probe, beside a training at another size
-    probes = [_plan(p, 0, 0.0, recipe) for p in sizes.gaining]
-    fitting = [
-        (p, *budget.fitting(left - scored * (p is not largest), p.seconds / p.images, p.size)) for p in sizes.gaining
-    ]
-    trainings = [_plan(*fits, recipe) for fits in fitting if fits[1]]
+    probes, trainings = [_plan(p, 0, 0.0, recipe) for p in sizes.gaining], _trainings(budget, sizes, budget.left())
     probe, best = _best(probes), _best(trainings or probes)
     gained = (best.compared - probe.compared) / 100 * by_size[probe.size].images
     why = f"the best expected accuracy within {recipe.schedule.budget}, less {CAUTION:g} times its spread over datasets"
@@ -165,6 +159,29 @@ def choose_epochs(budget: Budget, forward: float) -> list[Choice]:
 def larger_probe(sizes: TriedSizes, chosen: LinearProbe) -> LinearProbe | None:
     """Return the best probe at a larger size than the chosen one, if there is one."""
     return sizes.gaining[-1] if sizes.gaining[-1].size > chosen.size else None
+
+
+def _trainings(budget: Budget, sizes: TriedSizes, left: float) -> list[Plan]:
+    """Return the longest training that fits at each size. left: seconds."""
+    largest = sizes.gaining[-1]
+    scored = budget.evaluated * largest.seconds / largest.images  # for the largest probe, if another size is trained
+    fitting = [
+        (p, *budget.fitting(left - scored * (p is not largest), p.seconds / p.images, p.size)) for p in sizes.gaining
+    ]
+    return [_plan(*fits, budget.recipe) for fits in fitting if fits[1]]
+
+
+def _may_surpass(budget: Budget, sizes: TriedSizes, left: float, forward: float) -> bool:
+    """Return whether one more probe may be better than any training, by more than its seconds cost the training.
+
+    It may gain as much over the last probe as that gained over the one before it.
+    """
+    trainings = _trainings(budget, sizes, left)
+    if len(sizes.gaining) < 2 or not trainings:
+        return False
+    before, last = (_plan(p, 0, 0.0, budget.recipe) for p in sizes.gaining[-2:])
+    now, shorter = _best(trainings).compared, _best([*_trainings(budget, sizes, left - forward), last]).compared
+    return 2 * last.top1 - before.top1 - now > now - shorter
 
 
 def _best(plans: Sequence[Plan]) -> Plan:
