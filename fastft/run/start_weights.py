@@ -8,14 +8,14 @@ from beton_tools.base.user_files import expand_home
 from beton_tools.read.class_list import Classes
 from fastft.model.weight_files import stored_classes
 from fastft.recipe import AskedRecipe
-from fastft.recipe.constants import FROM_WEIGHTS, PROBE
+from fastft.recipe.constants import FROM_WEIGHTS, IMAGE_SIZE, PROBE
 from fastft.recipe.schema import Choice, option_fields
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
 from fastft.run.find_weights import find_weights
 
 WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
 # what the weights belong to: the new run takes these over unless its command line sets them
-OF_THE_TOWER = ("model.arch", "model.image_size", "model.pool", "model.layer_scale", "model.rel_pos_bias")
+OF_THE_TOWER = ("model.arch", IMAGE_SIZE, "model.pool", "model.layer_scale", "model.rel_pos_bias")
 OF_THE_PIXELS = tuple(key for key, field in option_fields().items() if field.metadata["published"])
 # what the run's linear probe has decided, where the new run would let its own decide
 OF_THE_PROBE = ("augment.policy", "augment.scale_min", "augment.ratio_min", "augment.ratio_max", "augment.hflip")
@@ -47,7 +47,7 @@ def with_run_weights(recipe: AskedRecipe) -> AskedRecipe:
         reasons = {WEIGHTS: f"{run} chose its linear probe, whose tower has these weights"}
     elif _is_free(recipe, HEAD_INIT) and recipe.model.head is None:
         values[HEAD_INIT], reasons[HEAD_INIT] = FROM_WEIGHTS, f"rows for its classes in the head of {run}"
-    of_run = old.flat()
+    of_run = old.flat() | ({} if chosen.image_size is None else {IMAGE_SIZE: chosen.image_size})
     if old.model.arch.endswith(".json"):  # the file may lie elsewhere now, or hold something else
         of_run["model.arch"] = str(chosen.path)
     now = recipe.flat()

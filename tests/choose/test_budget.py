@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 
 from beton_tools.base.errors import UserError
 from fastft.choose import budget as rules
@@ -16,13 +18,21 @@ from fastft.choose.automatic import resolve
 from fastft.choose.budget import REMOVED, Budget, choose_epochs, choose_within, expected_gain, probe_within
 from fastft.choose.image_size import TriedSizes
 from fastft.cli import main
+from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.linear_probe import LinearProbe, fit_probe
+from fastft.evaluate.predictor import Predictor
 from fastft.evaluate.ridge import RidgeHead
+from fastft.evaluate.trained import load_trained
+from fastft.export import to_safetensors
 from fastft.jobs.run import run_recipe
 from fastft.jobs.sweep import run_key
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import RECIPES
+from fastft.report.run_figures import used_scores
+from fastft.report.run_report import write_run_page
 from fastft.run.checkpoint import list_checkpoints
+from fastft.run.find_weights import find_weights
+from fastft.run.inputs import open_inputs
 from fastft.run.run_directory import load_run, read_choices
 from tests.train.runs import QUIET, differing, end, flags, result_of, rewind
 
@@ -265,6 +275,92 @@ def test_a_run_that_is_not_expected_to_gain_ends_with_its_probe(tiny, tmp_path, 
     assert (
         choices["schedule.stop_epoch"].value == 0 and "as good as any training" in choices["schedule.stop_epoch"].reason
     )
+
+
+@pytest.fixture
+def larger(tiny: dict[str, str], slow, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """A run at 16 px that ruins its weights, beside a linear probe at 24 px."""
+    monkeypatch.setattr(rules, "expected_gain", lambda steps: 0.9 if steps > 25 else 0.0)
+    monkeypatch.setattr(image_size, "gains_over", lambda larger, smaller: larger.size < 40)
+
+    def train(folder: Path, **changes: str) -> dict[str, Any]:
+        return within(tiny, folder, "2000s", **{"optim__lr": "1"} | changes)
+
+    return train
+
+
+def test_a_larger_probe_that_is_better_than_the_trained_model_is_used(larger, tiny, tmp_path, capsys):
+    run, val = tmp_path / "run", Path(tiny["data.val"])
+    result = larger(run)
+    chosen, baseline, last = result["weights"], result["baseline"], result["last"]
+    assert load_run(run).recipe.model.image_size == 16 and load_run(run).recipe.epochs > 0
+    assert (chosen["take"], chosen["kind"], chosen["image_size"]) == ("probe", "probe", 24)
+    tops = [last["ema"]["top1"], baseline["raw"]["top1"], baseline["larger"]["raw"]["top1"]]
+    assert tops == sorted(tops) and tops[0] < tops[1] < tops[2] == chosen["top1"]
+    assert "the linear probe at 24 px" in chosen["gain"]["note"] and chosen["gain"]["note"] in str(result["warnings"])
+    paired = last["against_larger"]["ema"]
+    assert 5 * (paired["second_only"] - paired["first_only"]) == tops[2] - tops[0], "20 images"
+
+    # every way to use the run has this probe's tower, at its size
+    report, judged = evaluate_file(run, val, "cpu", "auto")
+    assert report.scores.top1 == tops[2] and judged.predictions.right_N.mean() == tops[2] / 100
+    trained = load_trained(run, torch.device("cpu"))
+    assert (trained.recipe.model.image_size, trained.recipe.evaluated_size, trained.model.visual.arch.image_size) == (
+        24,
+    ) * 3
+    assert "at 24 px" in trained.weights and trained.scores.top1 == tops[2]
+    assert load_trained(run, torch.device("cpu"), "probe").recipe.model.image_size == 16
+    exported = tmp_path / "out.safetensors"
+    assert main(["export", str(run), "--format=safetensors", f"--out={exported}"]) == 0
+    images_BCHW = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        logits_BK = trained.model(images_BCHW) / trained.temperature
+        assert torch.allclose(to_safetensors.load(exported)(images_BCHW), logits_BK, atol=1e-5)
+    files = sorted((val.parent / "val").rglob("*.jpg"))
+    named = [prediction.classes[0] for prediction in Predictor(run, "cpu").predict(files)]
+    assert np.mean([name == path.parent.name for name, path in zip(named, files, strict=True)]) == tops[2] / 100
+    assert used_scores(load_run(run))[2].top1 == tops[2]
+    page = write_run_page(run, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "probe at 24 px" in page and "at 24 px, without training" in page
+
+
+def test_a_larger_probe_stays_where_a_run_is_killed_refitted_or_started_from(larger, tiny, tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = larger(whole)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("fastft.jobs.run.prepare_head", Mock(side_effect=KeyboardInterrupt))
+        larger(killed)
+    assert not (killed / "baseline.json").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(choose, "fit_probe", None)  # what was fitted is used again
+        assert larger(killed)["weights"] == result["weights"]
+    assert load_trained(killed, torch.device("cpu")).recipe.model.image_size == 24
+    rewind(killed, 4)
+    (killed / "probe.safetensors").unlink()  # it trains on without the heads' stage
+    assert find_weights(killed).image_size is None, "nothing was evaluated before this checkpoint"
+    assert larger(killed)["weights"] == result["weights"] and differing(end(killed), end(whole)) == []
+
+    (killed / "larger_probe.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no larger_probe\.safetensors"):
+        load_trained(killed, torch.device("cpu"))
+
+    recipe, _ = open_inputs(load_recipe("photos", flags(tiny | {"model.weights": str(whole)}, tmp_path / "next")))
+    assert (recipe.model.weights, recipe.model.image_size) == ("random", 32), "set on the command line"
+    free = {key: value for key, value in tiny.items() if key != "model.image_size"} | {"model.weights": str(whole)}
+    assert open_inputs(load_recipe("photos", flags(free, tmp_path / "next")))[0].model.image_size == 24
+
+    refit = larger(tmp_path / "again", train__refit="true")
+    model = load_trained(tmp_path / "again/refit", torch.device("cpu"))
+    assert (model.kind, model.recipe.model.image_size, refit["weights"]["image_size"]) == ("probe", 24, 24)
+    assert load_run(tmp_path / "again/refit").recipe.epochs == 0, "a linear probe needs no training"
+
+
+def test_a_larger_probe_that_is_worse_than_the_trained_model_is_not_used(larger, tmp_path):
+    result = larger(tmp_path, optim__lr="1e-3", schedule__epochs="40")
+    chosen, baseline = result["weights"], result["baseline"]
+    assert chosen["kind"] in ("raw", "ema") and "image_size" not in chosen
+    assert baseline["larger"]["image_size"] == 24 and baseline["larger"]["raw"]["top1"] <= chosen["top1"]
+    assert load_trained(tmp_path, torch.device("cpu")).recipe.model.image_size == 16
 
 
 def test_without_a_probe_the_rate_is_measured_on_some_images(tiny, tmp_path, monkeypatch):
