@@ -26,7 +26,7 @@ from fastft.recipe.constants import EPOCHS, IMAGE_SIZE, SHORTEST_GAINING_STEPS, 
 REMOVED = {SHORTEST_GAINING_STEPS: 0.0, 50: 0.14, 70: 0.28, 200: 0.3, 500: 0.34}
 # The standard deviation of this part over datasets, and the multiple of it that is subtracted from the mean: the largest one
 # that costs no accuracy on the datasets by which it was chosen (the same page)
-SPREAD, CAUTION = 0.16, 0.25
+SPREAD, CAUTION = 0.17, 0.25
 PROBE_SHARE = 0.1  # part of the time left that one more probe may take
 LAST_SHARE = 0.4  # the same if nothing will be trained, or if the probe may be better than any training
 # Part of the time left that is not planned: start-up, checkpoints, and rates that vary. On a busy CPU, 118 planned seconds
