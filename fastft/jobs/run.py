@@ -3,7 +3,8 @@
 Each stage reads files and writes files into the run directory. It is skipped if its result is already there:
 
 1. files (`fastft.photos`): photographs become `data/train.beton`, `data/val.beton` and `data/split.csv`;
-2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`;
+2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`; a budget may keep
+   a linear probe at a larger image size, `larger_probe.safetensors`;
 3. head (`fastft.head`): the head that the run starts from, `probe.safetensors` or `head.safetensors`, and for a probe
    `baseline.json` and `training_labels.json`;
 4. train (`fastft.train`): checkpoints, `metrics.jsonl` and `result.json`.
