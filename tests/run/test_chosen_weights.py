@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec import structs
+from safetensors.torch import load_file
 from scipy.stats import binom
 
 from beton_tools.base.errors import UserError
@@ -134,6 +135,21 @@ def test_after_few_steps_the_probe_stays_unless_training_is_right_on_more_images
     assert choose_weights([lost], lost, probe, steps=150).kind == "ema"  # two of 24 images are chance
     for own, other in ((2, 2), (3, 2)):
         assert against_probe(own, other, steps=30).kind == "ema"
+
+
+def test_a_run_of_thirty_steps_that_ruined_its_weights_is_used_and_exported_as_its_probe(tiny, tmp_path):
+    result = run(tiny, tmp_path / "run", schedule__epochs="5", optim__lr="1", model__head_init="probe")
+    probe, last = result["baseline"]["raw"]["top1"], result["last"]["ema"]["top1"]
+    assert last < probe == result["weights"]["top1"] and result["weights"]["kind"] == "probe"
+    out = tmp_path / "out.safetensors"
+    assert main(["export", str(tmp_path / "run"), "--format=safetensors", f"--out={out}"]) == 0
+    head = load_file(out)["head.weight"]
+    fitted = load_file(tmp_path / "run/probe.safetensors")["head.weight"]
+    assert torch.nn.functional.cosine_similarity(head.flatten(), fitted.flatten(), dim=0) > 1 - 1e-6, (
+        "up to the temperature"
+    )
+    _, evaluated = evaluate_file(tmp_path / "run", Path(tiny["data.val"]), "cpu", "auto")
+    assert 100 * evaluated.predictions.right_N.mean() == probe
 
 
 @pytest.mark.parametrize(
