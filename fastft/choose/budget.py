@@ -157,7 +157,7 @@ def choose_epochs(budget: Budget, forward: float) -> list[Choice]:
 
 
 def larger_probe(sizes: TriedSizes, chosen: LinearProbe) -> LinearProbe | None:
-    """Return the best probe at a larger size than the chosen one, if there is one."""
+    """Return the probe at the largest size that gained, if it is larger than the chosen one."""
     return sizes.gaining[-1] if sizes.gaining[-1].size > chosen.size else None
 
 

@@ -99,11 +99,11 @@ class _Probing:
         fit, tries_sizes = partial(self._fit, files), probes_sizes(recipe)
         sizes = probe_within(budget, fit, tries_sizes)
         choices, probe = choose_within(budget, sizes)
-        if tries_sizes and any(c.option == STOP_EPOCH and c.value == 0 for c in choices):
+        if tries_sizes and _stops_at_probe(recipe, choices):
             sizes = probe_within(budget, fit, tries_sizes, sizes)
             choices, probe = choose_within(budget, sizes)
         self._keep(probe)
-        self._keep_larger(larger_probe(sizes, probe), recipe)
+        self._keep_larger(None if _stops_at_probe(recipe, choices) else larger_probe(sizes, probe), recipe)
         return choices
 
     def choose_augmentation(self, recipe: AskedRecipe) -> AskedRecipe:
@@ -152,3 +152,8 @@ class _Probing:
     def _keep(self, probe: LinearProbe) -> None:
         """Keep the probe in the run directory, with the time for all probes."""
         keep_probe(replace(probe, seconds=time.monotonic() - self.began), self.folder, self.inputs.request, self.world)
+
+
+def _stops_at_probe(recipe: AskedRecipe, choices: list[Choice]) -> bool:
+    decided = {choice.option: choice.value for choice in choices}
+    return decided.get(STOP_EPOCH, recipe.schedule.stop_epoch) == 0

@@ -4,8 +4,7 @@ Fine-tuning from a random head distorts pretrained features while the head is le
 ridge regression on the frozen tower, avoids this (LP-FT, 2202.10054). With `model.head_init=probe` the stage writes
 `probe.safetensors`, the head, `baseline.json`, its scores before training, and `training_labels.json`, what it says about
 the training images. If choosing has kept a linear probe at a larger image size (`larger_probe.safetensors`), the stage
-scores it too. With `model.head_init=weights` it
-writes `head.safetensors`, rows of the head in `model.weights`.
+scores it too. With `model.head_init=weights` it writes `head.safetensors`, rows of the head in `model.weights`.
 """
 
 import time

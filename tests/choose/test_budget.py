@@ -269,8 +269,12 @@ def test_the_final_recipe_is_fixed_and_a_resumed_run_keeps_it(tiny, tmp_path, sl
 def test_a_run_that_is_not_expected_to_gain_ends_with_its_probe(tiny, tmp_path, slow, monkeypatch):
     monkeypatch.setattr(rules, "expected_gain", lambda steps: 0.0)
     monkeypatch.setattr(choose, "compare_losses", None)  # nothing is augmented
+    monkeypatch.setattr(
+        image_size, "gains_over", lambda larger, smaller: larger.size < 40
+    )  # by its loss, not in accuracy
     result = within(tiny, tmp_path, "1000s")
     assert load_run(tmp_path).recipe.epochs == 0 and result["weights"]["kind"] == "probe"
+    assert "larger" not in result["baseline"] and not (tmp_path / "larger_probe.safetensors").exists()
     choices = read_choices(tmp_path) or {}
     assert (
         choices["schedule.stop_epoch"].value == 0 and "as good as any training" in choices["schedule.stop_epoch"].reason
