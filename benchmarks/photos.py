@@ -171,21 +171,21 @@ def budgets() -> str:
 
 
 def budgets_worst() -> str:
-    """Say what more time cost at most on the sets of `budgets`, in standard errors."""
-    gains = {
-        f"{SETS[name].title} ({after} instead of {before})": _gain(longer, shorter)
-        for name, runs in _budgeted().items()
-        for (before, shorter), (after, longer) in pairwise(zip(("90s", "180s", "360s"), runs, strict=True))
-    }
-    lost = {where: pair for where, pair in gains.items() if pair[0] < 0}
-    if not lost:
-        return f"More time cost accuracy in none of these {len(gains)} comparisons."
-    where = min(lost, key=lambda key: lost[key][0] / lost[key][1])
-    beyond = sum(gain < -error for gain, error in lost.values()) or "none"
-    return (
-        f"More time cost accuracy in {len(lost)} of these {len(gains)} comparisons, more than one standard error in "
-        f"{beyond}. The largest loss was {shown(*lost[where])}: {where}."
+    """Say where more time cost accuracy on the sets of `budgets`: those with * and the others."""
+    return " ".join(
+        _cost_of_time(judge, words) for judge, words in ((True, "On the sets with *"), (False, "On the others"))
     )
+
+
+def _cost_of_time(judge: bool, words: str) -> str:
+    gains = {
+        f"{SETS[name].title}, {after} instead of {before}": _gain(longer, shorter)
+        for name, runs in _budgeted().items() if SETS[name].judge == judge
+        for (before, shorter), (after, longer) in pairwise(zip(("90s", "180s", "360s"), runs, strict=True))
+    }  # fmt: skip
+    lost = [f"{where} {shown(*pair)}" for where, pair in gains.items() if pair[0] < 0]
+    where = f": {'; '.join(lost)}" if lost else ""
+    return f"{words}, more time cost accuracy in {len(lost) or 'none'} of {len(gains)} comparisons{where}."
 
 
 def budgets_setting() -> str:
