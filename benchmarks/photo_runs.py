@@ -3,7 +3,7 @@
 python benchmarks/photo_runs.py SETS --work WORK --methods fastft,opponent,head [--sets hands,rooms] [--seeds 0,1]
 
 Everything is computed in fp32 at 42 px for 10 epochs, in this process; the time is this process's CPU time. A method is
-`head`, `opponent` (examples/timm_baseline.py), `fastft`, or `fastft` with options: `fastft optim.lr=7e-4`,
+`head`, `opponent` (examples/timm_baseline.py), `probe image-size=84`, `fastft`, or `fastft` with options: `fastft optim.lr=7e-4`,
 `fastft schedule.epochs=26`, `fastft model.image_size=auto`. photos.py names stronger opponents (`HONEST`). A run whose line is
 there is not repeated. What a line holds is described in photos.py.
 """
@@ -38,6 +38,7 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.evaluate.evaluation import evaluate_file, evaluate_model
 from fastft.evaluate.linear_probe import FrozenTower
+from fastft.evaluate.ridge import fit_ridge_head
 from fastft.evaluate.scores import pooled_features
 from fastft.evaluate.trained import load_trained
 from fastft.export.to_timm import NAMES
@@ -111,8 +112,9 @@ def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
     with patch("time.monotonic", time.process_time):
         run_recipe(bench.recipe(name, seed, options, folder), make_console(quiet=True))
     cpu = time.process_time() - began
-    right, probe = (evaluate_file(folder, test, "cpu", weights)[1].predictions.right_N for weights in ("auto", "probe"))
     final = load_run(folder).recipe
+    right = evaluate_file(folder, test, "cpu", "auto")[1].predictions.right_N
+    probe = evaluate_file(folder, test, "cpu", "probe")[1].predictions.right_N if final.epochs else right
     made = {"policy": final.augment.policy, "epochs": int(final.epochs), "image_size": int(final.model.image_size)}
     if final.evaluated_size != final.model.image_size:
         with connected(find_world("cpu")) as world:
@@ -176,6 +178,23 @@ def head(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
     }  # fmt: skip
 
 
+def probe(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
+    """Fit fastft's linear probe at `image-size`. `out_of_fold`: its accuracy on training images, by which sizes are compared."""
+    train, test = bench.betons(name)
+    labels_N, tested_M = Beton.open(train).labels, Beton.open(test).labels
+    size, classes, began = int(options["image-size"]), int(labels_N.max()) + 1, time.process_time()
+    recipe = bench.recipe(name, seed, {"model.image_size": str(size), "data.num_classes": str(classes)}, bench.work)
+    with connected(find_world("cpu")) as world:
+        tower = FrozenTower.build(recipe, world, lambda: False)
+        plain_ND, test_MD = (_features(tower, path, 0) for path in (train, test))
+    fitted = fit_ridge_head(plain_ND, labels_N, classes, seed)
+    right_M = (test_MD @ fitted.weight_KD.T + fitted.bias_K).argmax(1) == tested_M
+    return {
+        "cpu": time.process_time() - began, "right": right_M, "out_of_fold": round(100 * float(fitted.right_N.mean()), 2),
+        "epochs": 0, "image_size": size,
+    }  # fmt: skip
+
+
 def _features(tower: FrozenTower, path: Path, mirrored: int) -> np.ndarray:
     with tower.open(BetonSet.open(str(path))) as loader:
         batches = (replace(b, images=b.images.flip(-1)) if mirrored else b for b in loader)
@@ -191,7 +210,7 @@ def fit_ridge(plain_ND: np.ndarray, mirrored_ND: np.ndarray | None, labels_N: np
 
 # the file of results ----------------------------------------------------------------------------------------------------------
 
-METHODS: dict[str, Callable[..., Row]] = {"head": head, "opponent": opponent, "fastft": ours}
+METHODS: dict[str, Callable[..., Row]] = {"head": head, "opponent": opponent, "probe": probe, "fastft": ours}
 
 
 def measure(bench: Bench, set: str, method: str, seed: int) -> Iterator[Row]:

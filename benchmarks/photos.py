@@ -1,4 +1,5 @@
 """Tables for docs/measurements/photos.md, which tables.py makes from results/photo_sets.jsonl and results/photos.jsonl.
+photo_budget.jsonl has what photo_runs.py wrote for budgets under the rule of today. The others are older.
 
 Each line is a run with one seed: method, image size, epochs, CPU seconds, and `right`, which has 0 or 1 for every test
 image (with the loop's last weights, or our EMA). `probe` is the accuracy in percent of the linear probe from which our
@@ -45,7 +46,12 @@ AUGMENTED = (
 # A method of photo_runs.py, which counts CPU seconds. With this budget, fastft uses about the time that the loop takes.
 BUDGET = "fastft schedule.budget=240s"
 SHORTER_BUDGET = "fastft schedule.budget=180s"
+BUDGETS = tuple(f"fastft schedule.budget={time}" for time in ("90s", "180s", "360s"))  # in photo_budget.jsonl
 OTHER_BUDGETS = "fastft schedule.budget=150s", SHORTER_BUDGET
+DECIDED = 60, 300  # steps, and how many are too many, of the trainings that a budget decides about
+MULTIPLES = 0, 0.25, 0.5, 0.75, 1, 1.5, 2
+# words in the titles of photos.jsonl -> the set in photo_sets.py with images of the same source
+DRAWN_FROM = {"stamps": "stamps", "Clip Art": "clipart", "CIFAR": "cifar", "solar cells": "cells"}
 STEPS = 1, 20, 40, 60, 85, 130, 300, 700, 4000  # limits of the rows of `gains_by_steps`
 # examples/timm_baseline.py computes in bf16 where the processor can, which the rows do not record
 PRECISION = "fastft ran in fp32, and the loop in bf16 where the processor has it."
@@ -144,6 +150,62 @@ def stronger_setting() -> str:
     )
 
 
+def budgets() -> str:
+    """Compare budgets under the rule of today: what more time gains, and the gain over the loop that tries two sizes."""
+    rows, judged = [], []
+    for name, (short, middle, long) in _budgeted().items():
+        more, most = _gain(middle, short), _gain(long, middle)
+        loop = _runs(HONEST[1]).get(name, [None])[0]
+        over = None if loop is None else _gain(middle, loop)
+        if SETS[name].judge and over is not None:
+            judged.append((more, most, over))
+        precision = {str(row["precision"]) for runs in (short, middle, long, loop or {}) for row in runs.values()}
+        gains = "" if loop is None or over is None else f"{shown(*over)} ({_short(loop)})"
+        title = SETS[name].title + " *" * SETS[name].judge
+        cells = (_figure(runs) for runs in (short, middle, long))
+        rows.append([title, *cells, shown(*more), shown(*most), gains, ", ".join(sorted(precision))])
+    rows.append([f"mean of the {len(judged)} sets with *", *[""] * 3, *_mean_gains(judged), ""])
+    times = (method.rpartition("=")[2] for method in BUDGETS)
+    head = ["set", *times, "180s over 90s", "360s over 180s", "180s over the loop at 42 or 84 px", "precision"]
+    return markdown(head, rows)
+
+
+def budgets_worst() -> str:
+    """Say where more time cost accuracy on the sets of `budgets`: those with * and the others."""
+    return " ".join(
+        _cost_of_time(judge, words) for judge, words in ((True, "On the sets with *"), (False, "On the others"))
+    )
+
+
+def _cost_of_time(judge: bool, words: str) -> str:
+    gains = {
+        f"{SETS[name].title}, {after} instead of {before}": _gain(longer, shorter)
+        for name, runs in _budgeted().items() if SETS[name].judge == judge
+        for (before, shorter), (after, longer) in pairwise(zip(("90s", "180s", "360s"), runs, strict=True))
+    }  # fmt: skip
+    lost = [f"{where} {shown(*pair)}" for where, pair in gains.items() if pair[0] < 0]
+    where = f": {'; '.join(lost)}" if lost else ""
+    return f"{words}, more time cost accuracy in {len(lost) or 'none'} of {len(gains)} comparisons{where}."
+
+
+def budgets_setting() -> str:
+    """Say where and when the runs of `budgets` were made, and how long they took."""
+    runs = [row for of_set in _budgeted().values() for seeds in of_set for row in seeds.values()]
+    processor, date, commit, seed = facts(runs, "processor", "date", "commit", "seed")
+    seconds = (f"{fmean(_seconds(of_set[k]) for of_set in _budgeted().values()):.0f} s" for k in range(len(BUDGETS)))
+    return f"{processor}, one thread, {date}, commit {commit}, seed {seed}. They took {', '.join(seconds)} on average."
+
+
+def _budgeted() -> dict[str, list[Seeds]]:
+    """Return the runs with all of BUDGETS, in the order of SETS."""
+    found = _sets(*BUDGETS, file="photo_budget")
+    return {name: found[name] for name in SETS if name in found}
+
+
+def _mean_gains(columns: Sequence[Sequence[tuple[float, float]]]) -> list[str]:
+    return [shown(*_over_sets(column)) for column in zip(*columns, strict=True)]
+
+
 def heads() -> str:
     """Compare the linear probe that a run starts from, and is compared with, with the best of the four linear heads."""
     gains = [
@@ -215,17 +277,95 @@ def resized() -> str:
 
 def gains_by_steps() -> str:
     """Tabulate the mean part of a linear probe's errors that training removes, by the number of steps."""
-    removed: dict[tuple[str, int, int], list[Row]] = {}
-    for row in filter(_steps, _informing()):
-        removed.setdefault((row["set"], row["image_size"], _steps(row)), []).append(row)
     rows = []
     for low, high in pairwise(STEPS):
-        parts = []
-        for runs in (runs for (*_, steps), runs in removed.items() if low <= steps < high):
-            probe, top1 = fmean(r["probe"] for r in runs), fmean(map(_top1, runs))
-            parts.append((top1 - probe) / (100 - probe))
+        parts = [part for found in _removed(low, high).values() for part in found]
         rows.append([f"{low:,} to {high - 1:,}", str(len(parts)), f"{100 * fmean(parts):.0f} %"])
     return markdown(["steps", "sets and image sizes", "part of the probe's errors that training removes"], rows)
+
+
+def _removed(low: int, high: int) -> dict[str, list[float]]:
+    """Return the parts of a probe's errors that trainings of `low` to `high` - 1 steps removed, for each source of sets."""
+    same: dict[tuple[str, int, int], list[Row]] = {}
+    for row in _informing():
+        if low <= _steps(row) < high:
+            same.setdefault((row["set"], row["image_size"], _steps(row)), []).append(row)
+    found: dict[str, list[float]] = {}
+    for (name, *_), runs in same.items():
+        probe, top1 = fmean(r["probe"] for r in runs), fmean(map(_top1, runs))
+        found.setdefault(_source(name), []).append((top1 - probe) / (100 - probe))
+    return found
+
+
+def _source(name: str) -> str:
+    """Return the set of photo_sets.py that has the images of a set, whose name in photos.jsonl is a title."""
+    return name if name in SETS else next(key for words, key in DRAWN_FROM.items() if words in name)
+
+
+def spread() -> str:
+    """Tabulate, for each source, the part of a probe's errors that training removes, with the spread over sources."""
+    parts = {name: fmean(found) for name, found in _removed(*DECIDED).items()}
+    rows = [[SETS[name].title, f"{100 * part:.0f} %"] for name, part in parts.items()]
+    mean, deviation = _mean_and_deviation(parts.values())
+    rows.append(["mean, standard deviation", f"{100 * mean:.0f} %, {100 * deviation:.0f} points"])
+    return markdown(["source", f"part that {DECIDED[0]} to {DECIDED[1] - 1} steps remove"], rows)
+
+
+def _mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
+    found = list(values)
+    return fmean(found), float(np.std(found, ddof=1))
+
+
+def caution() -> str:
+    """Tabulate what each multiple of the spread costs where a training is compared with the best probe at a larger size.
+
+    Mean and spread are those of the other sources.
+    """
+    rows = []
+    for multiple in MULTIPLES:
+        lost, timid, harmful = zip(*(_lost(name, multiple) for name in _compared_sets()), strict=True)
+        rows.append([f"{multiple:g}", f"{fmean(lost):.1f}", f"{max(timid):.1f}", f"{max(harmful):.1f}"])
+    head = ["multiple", "points lost, mean over sets", "largest loss by a probe that was preferred", "by a training"]
+    return markdown(head, rows)
+
+
+def caution_sets() -> str:
+    """Say which sets `caution` is about."""
+    sets = [SETS[name].title for name in _compared_sets()]
+    trainings = sum(len(_trainings(name)) for name in _compared_sets())
+    return f"{len(sets)} sets, {trainings} trainings of {DECIDED[0]} to {DECIDED[1] - 1} steps: {', '.join(sets)}."
+
+
+def _lost(name: str, multiple: float) -> tuple[float, float, float]:
+    """Return the mean points lost against the better of both, the most by a preferred probe, and by a training."""
+    others = (fmean(found) for source, found in _removed(*DECIDED).items() if source != _source(name))
+    mean, deviation = _mean_and_deviation(others)
+    lost: dict[bool, list[float]] = {True: [], False: []}
+    for probe, trained, larger in _trainings(name):
+        is_trained = probe + (100 - probe) * (mean - multiple * deviation) > larger
+        lost[is_trained].append(max(trained, larger) - (trained if is_trained else larger))
+    return fmean([*lost[True], *lost[False]]), max(lost[False], default=0.0), max(lost[True], default=0.0)
+
+
+def _compared_sets() -> list[str]:
+    return [name for name, made in SETS.items() if not made.judge and _trainings(name)]
+
+
+def _trainings(name: str) -> list[tuple[float, float, float]]:
+    """Return for each training on a set: top-1 of its probe, of the trained model, and of the best probe at a larger size."""
+    own = [row for row in lines("photo_sets") if row["set"] == name]
+    probes: dict[int, float] = {row["image_size"]: row["probe"] for row in own if "probe" in row}
+    probes |= {row["image_size"]: _top1(row) for row in own if row["method"].startswith("probe ")}
+    trained: dict[tuple[int, int], list[Row]] = {}
+    for row in own:
+        if SAME.get(row["method"], row["method"]) in OWN and DECIDED[0] <= _steps(row) < DECIDED[1]:
+            trained.setdefault((row["image_size"], _steps(row)), []).append(row)
+    found = []
+    for (size, _), runs in trained.items():
+        larger = [top1 for other, top1 in probes.items() if other > size]
+        if larger:
+            found.append((fmean(row["probe"] for row in runs), fmean(map(_top1, runs)), max(larger)))
+    return found
 
 
 def _informing() -> Iterator[Row]:

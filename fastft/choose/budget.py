@@ -2,8 +2,11 @@
 
 Linear probes measure two things at each image size: how many images they get wrong, and how long a forward pass takes. The
 rates tell how many steps fit into the time that is left. Training removes a part of a probe's errors, which depends on the
-number of steps, so each size has an expected accuracy. The best one is taken. A probe at a large size can be better than any
-training that fits, and then the run stops at this probe, or at one that the time left allows at a still larger size.
+number of steps, so each size has an expected accuracy. How much training removes differs between datasets, while a probe's
+accuracy is measured on this one. So trainings are compared by their expected accuracy less a part of its spread, and the best
+one is taken. A probe at a large size can be better than any training that fits, and then the run stops at this probe, or at
+one that the time left allows at a still larger size. If a training is better, the largest probe is compared with the trained
+model at the end (`fastft.run.chosen_weights`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +24,11 @@ from fastft.recipe.constants import EPOCHS, IMAGE_SIZE, SHORTEST_GAINING_STEPS, 
 # (docs/measurements/photos.md, A budget in time). Between them it is interpolated over the logarithm of the steps. Runs of
 # about 20 steps lost accuracy: they end while the loss is still above where it began.
 REMOVED = {SHORTEST_GAINING_STEPS: 0.0, 50: 0.14, 70: 0.28, 200: 0.3, 500: 0.34}
+# The standard deviation of this part over datasets, and the multiple of it that is subtracted from the mean: the largest one
+# that costs no accuracy on the datasets by which it was chosen (the same page)
+SPREAD, CAUTION = 0.17, 0.25
 PROBE_SHARE = 0.1  # part of the time left that one more probe may take
-LAST_SHARE = 0.4  # the same if nothing will be trained
+LAST_SHARE = 0.4  # the same if nothing will be trained, or if the probe may be better than any training
 # Part of the time left that is not planned: start-up, checkpoints, and rates that vary. On a busy CPU, 118 planned seconds
 # took 153.
 RESERVED = 0.2
@@ -34,19 +40,26 @@ class Plan:
 
     Attributes:
         top1: expected accuracy in percent.
+        spread: by how many points it is expected to differ between datasets. 0 for a probe, which is measured.
         seconds: for training and evaluation.
     """
 
     size: int
     epochs: int
     top1: float
+    spread: float
     seconds: float
+
+    @property
+    def compared(self) -> float:
+        """The accuracy by which plans are compared."""
+        return self.top1 - CAUTION * self.spread
 
     def __str__(self) -> str:
         if not self.epochs:
             return f"the linear probe at {self.size} px {self.top1:.1f} %"
         length = counted(self.epochs, "epochs")
-        return f"{length} at {self.size} px {self.top1:.1f} % in {format_duration(self.seconds)}"
+        return f"{length} at {self.size} px {self.top1:.1f} ± {self.spread:.1f} % in {format_duration(self.seconds)}"
 
 
 @dataclass(frozen=True)
@@ -98,9 +111,11 @@ def probe_within(
         probe = fit(recipe)
         return TriedSizes([probe], [probe], "The image size is set")
 
-    def refuse(size: int, forward: float) -> str:
+    def refuse(size: int, forward: float, so_far: TriedSizes) -> str:
         left = max(0.0, budget.left())
-        if forward <= (PROBE_SHARE if begun is None else LAST_SHARE) * left:
+        if forward <= PROBE_SHARE * left:
+            return ""
+        if forward <= LAST_SHARE * left and (begun is not None or _may_surpass(budget, so_far, left, forward)):
             return ""
         return (
             f"A probe at {size} px would take {format_duration(forward)} of the {format_duration(left)} that are left"
@@ -111,18 +126,15 @@ def probe_within(
 
 def choose_within(budget: Budget, sizes: TriedSizes) -> tuple[list[Choice], LinearProbe]:
     """Return (choices for the automatic options that a budget decides, the probe at the chosen size)."""
-    recipe, by_size, left = budget.recipe, {probe.size: probe for probe in sizes.gaining}, budget.left()
-    probes = [Plan(p.size, 0, _top1(p, 0), 0.0) for p in sizes.gaining]
-    fitting = [(p, *budget.fitting(left, p.seconds / p.images, p.size)) for p in sizes.gaining]
-    steps = recipe.steps_per_epoch()
-    trainings = [Plan(p.size, e, _top1(p, e * steps), seconds) for p, e, seconds in fitting if e]
+    recipe, by_size = budget.recipe, {probe.size: probe for probe in sizes.gaining}
+    probes, trainings = [_plan(p, 0, 0.0, recipe) for p in sizes.gaining], _trainings(budget, sizes, budget.left())
     probe, best = _best(probes), _best(trainings or probes)
-    gained = (best.top1 - probe.top1) / 100 * by_size[probe.size].images
-    why = f"the best expected accuracy within {recipe.schedule.budget}"
+    gained = (best.compared - probe.compared) / 100 * by_size[probe.size].images
+    why = f"the best expected accuracy within {recipe.schedule.budget}, less {CAUTION:g} times its spread over datasets"
     if STOP_EPOCH in recipe.automatic and gained < 1:
         best, why = probe, "the linear probe is as good as any training that fits is expected to become"
     elif not trainings:  # the epochs or where they stop are set
-        best, why = Plan(sizes.tried[0].size, 1, 0.0, 0.0), f"no training fits into {recipe.schedule.budget}"
+        best, why = Plan(sizes.tried[0].size, 1, 0.0, 0.0, 0.0), f"no training fits into {recipe.schedule.budget}"
     compared = "; ".join(map(str, [*trainings, probe]))
     reason = f"{why} ({compared}). {sizes.reason[0].upper()}{sizes.reason[1:]}"
     evidence = {"plans": [asdict(plan) for plan in [*trainings, *probes]], "probes": sizes.evidence}
@@ -144,15 +156,44 @@ def choose_epochs(budget: Budget, forward: float) -> list[Choice]:
     return [Choice(EPOCHS, max(1, epochs), reason, {"forward_seconds": forward})]
 
 
+def larger_probe(sizes: TriedSizes, chosen: LinearProbe) -> LinearProbe | None:
+    """Return the probe at the largest size that gained, if it is larger than the chosen one."""
+    return sizes.gaining[-1] if sizes.gaining[-1].size > chosen.size else None
+
+
+def _trainings(budget: Budget, sizes: TriedSizes, left: float) -> list[Plan]:
+    """Return the longest training that fits at each size. left: seconds."""
+    largest = sizes.gaining[-1]
+    scored = budget.evaluated * largest.seconds / largest.images  # for the largest probe, if another size is trained
+    fitting = [
+        (p, *budget.fitting(left - scored * (p is not largest), p.seconds / p.images, p.size)) for p in sizes.gaining
+    ]
+    return [_plan(*fits, budget.recipe) for fits in fitting if fits[1]]
+
+
+def _may_surpass(budget: Budget, sizes: TriedSizes, left: float, forward: float) -> bool:
+    """Return whether one more probe may be better than any training, by more than its seconds cost the training.
+
+    It may gain as much over the last probe as that gained over the one before it.
+    """
+    trainings = _trainings(budget, sizes, left)
+    if len(sizes.gaining) < 2 or not trainings:
+        return False
+    before, last = (_plan(p, 0, 0.0, budget.recipe) for p in sizes.gaining[-2:])
+    now, shorter = _best(trainings).compared, _best([*_trainings(budget, sizes, left - forward), last]).compared
+    return 2 * last.top1 - before.top1 - now > now - shorter
+
+
 def _best(plans: Sequence[Plan]) -> Plan:
-    """Return the most accurate plan. The smaller size wins a draw."""
-    return max(plans, key=lambda plan: (round(plan.top1, 9), -plan.size))
+    """Return the best plan. The smaller size wins a draw."""
+    return max(plans, key=lambda plan: (round(plan.compared, 9), -plan.size))
 
 
-def _top1(probe: LinearProbe, steps: int) -> float:
-    """Return the accuracy in percent that is expected after training for `steps` from a probe (0: the probe's own)."""
+def _plan(probe: LinearProbe, epochs: int, seconds: float, recipe: AskedRecipe) -> Plan:
+    """Return what is expected of a training that starts from a probe, or of the probe (0 epochs)."""
     wrong = 100 * (1 - float(probe.head.right_N.mean()))
-    return 100 - wrong * (1 - expected_gain(steps))
+    gain = expected_gain(epochs * recipe.steps_per_epoch())
+    return Plan(probe.size, epochs, 100 - wrong * (1 - gain), wrong * SPREAD if epochs else 0.0, seconds)
 
 
 def expected_gain(steps: int) -> float:

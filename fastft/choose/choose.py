@@ -10,20 +10,21 @@ from functools import partial
 from pathlib import Path
 
 from beton_tools.base.console import format_duration
+from beton_tools.base.errors import CORRECT, report_disk_errors
 from beton_tools.read.beton_set import BetonSet
 from fastft.choose.augmentation import HFLIP, TRIED, choose_flips, compare_losses, keep_or_leave_out, recognise_mirrored
 from fastft.choose.automatic import is_plain, probes_sizes, resolve
-from fastft.choose.budget import Budget, choose_epochs, choose_within, probe_within
+from fastft.choose.budget import Budget, choose_epochs, choose_within, larger_probe, probe_within
 from fastft.choose.image_size import TRAINING_COST, choose_image_size, describe_probe
 from fastft.data.warnings import TRAINING, Warned
 from fastft.evaluate.linear_probe import FrozenTower, LinearProbe, fit_probe, keep_probe, probe_of_run, time_forward
 from fastft.machine.distributed import World
 from fastft.recipe import AskedRecipe, Choice, FinalRecipe
 from fastft.recipe.check import parse_duration
-from fastft.recipe.constants import BUDGET, PROBE, STOP_EPOCH
+from fastft.recipe.constants import BUDGET, IMAGE_SIZE, PROBE, STOP_EPOCH
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.inputs import Inputs
-from fastft.run.run_directory import read_choices, run_folder, write_choices, write_recipe
+from fastft.run.run_directory import LARGER_HEAD, read_choices, run_folder, write_choices, write_recipe
 from fastft.run.said import Say
 
 
@@ -98,9 +99,11 @@ class _Probing:
         fit, tries_sizes = partial(self._fit, files), probes_sizes(recipe)
         sizes = probe_within(budget, fit, tries_sizes)
         choices, probe = choose_within(budget, sizes)
-        if tries_sizes and any(c.option == STOP_EPOCH and c.value == 0 for c in choices):
-            choices, probe = choose_within(budget, probe_within(budget, fit, tries_sizes, sizes))
+        if tries_sizes and _stops_at_probe(recipe, choices):
+            sizes = probe_within(budget, fit, tries_sizes, sizes)
+            choices, probe = choose_within(budget, sizes)
         self._keep(probe)
+        self._keep_larger(None if _stops_at_probe(recipe, choices) else larger_probe(sizes, probe), recipe)
         return choices
 
     def choose_augmentation(self, recipe: AskedRecipe) -> AskedRecipe:
@@ -132,6 +135,25 @@ class _Probing:
         self.say(f"linear probe at {describe_probe(probe)}. Training would take about {epoch} per epoch")
         return probe
 
+    def _keep_larger(self, probe: LinearProbe | None, recipe: AskedRecipe) -> None:
+        """Write the head of a probe at a larger size, which the trained model is compared with. None: remove an earlier one."""
+        path = self.folder / LARGER_HEAD
+        if not self.world.is_main:
+            return
+        if probe is None:
+            path.unlink(missing_ok=True)
+            return
+        head, size = probe.head, str(probe.size)
+        made = {"image_size": size, "penalty": repr(float(head.penalty)), "scale": repr(float(head.scale))}
+        with report_disk_errors(path, CORRECT):
+            tower = self._tower(recipe.with_option(IMAGE_SIZE, probe.size))
+            tower.write_head(head, self.inputs.train, path, request=self.inputs.request, **made)
+
     def _keep(self, probe: LinearProbe) -> None:
         """Keep the probe in the run directory, with the time for all probes."""
         keep_probe(replace(probe, seconds=time.monotonic() - self.began), self.folder, self.inputs.request, self.world)
+
+
+def _stops_at_probe(recipe: AskedRecipe, choices: list[Choice]) -> bool:
+    decided = {choice.option: choice.value for choice in choices}
+    return decided.get(STOP_EPOCH, recipe.schedule.stop_epoch) == 0

@@ -51,7 +51,7 @@ def choose_image_size(
         fit: returns the probe at a recipe's image size.
     """
 
-    def refuse(size: int, forward: float) -> str:
+    def refuse(size: int, forward: float, _: TriedSizes) -> str:
         seconds = TRAINING_COST * forward * recipe.epochs
         return f"Training at {size} px would take about {format_duration(seconds)} here" * (seconds > LONG_SECONDS)
 
@@ -63,15 +63,15 @@ def choose_image_size(
 def try_sizes(
     recipe: AskedRecipe,
     fit: Callable[[AskedRecipe], LinearProbe],
-    refuse: Callable[[int, float], str],
+    refuse: Callable[[int, float, TriedSizes], str],
     begun: TriedSizes | None = None,
 ) -> TriedSizes:
     """Fit probes at larger and larger sizes.
 
     Args:
         fit: returns the probe at a recipe's image size.
-        refuse: returns why a size is not tried, or "". It gets the size, and the seconds that a forward pass over the
-            training images would take.
+        refuse: returns why a size is not tried, or "". It gets the size, the seconds that a forward pass over the
+            training images would take, and what was tried so far.
         begun: an earlier result, which is continued.
     """
     patch = recipe_arch(recipe).patch_size
@@ -84,7 +84,7 @@ def try_sizes(
     if probe is not gaining[-1]:
         return begun
     for size in (size for size in sizes if size > probe.size):
-        if why := refuse(size, probe.seconds * (size / probe.size) ** 2):
+        if why := refuse(size, probe.seconds * (size / probe.size) ** 2, TriedSizes(tried, gaining, "")):
             return TriedSizes(tried, gaining, why)
         probe = fit(recipe.with_option(IMAGE_SIZE, size))
         tried.append(probe)

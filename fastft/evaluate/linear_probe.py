@@ -21,6 +21,7 @@ from beton_tools.base.errors import CORRECT, report_disk_errors
 from beton_tools.base.progress_bar import progress_lines
 from beton_tools.read.beton_set import BetonPaths, BetonSet
 from fastft.augment.recipe_policy import build_policy
+from fastft.data.classes import name_outputs
 from fastft.data.loader import EvalLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output
@@ -29,6 +30,7 @@ from fastft.evaluate.scores import forward, pooled_features
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision, choose_precision
 from fastft.model import ImageClassifier
+from fastft.model.head_file import Head, tower_checksum, write_head
 from fastft.model.recipe_model import build_model
 from fastft.model.weight_files import save_tensors
 from fastft.recipe import Recipe
@@ -79,6 +81,13 @@ class FrozenTower:
             files, build_policy(self.recipe), self.output, batch_size=self.batch, shard=self.shard,
             workers=self.recipe.data.workers or None, indices=indices,
         )  # fmt: skip
+
+    def write_head(self, head: RidgeHead, files: BetonSet, path: Path, **source: str) -> None:
+        """Write a head that was fitted to the tower's features for these images. source: more that the file is to say."""
+        recipe, tensors = self.recipe, (torch.from_numpy(head.weight_KD), torch.from_numpy(head.bias_K))
+        classes = name_outputs(files.class_names, recipe.data.num_classes)
+        source |= {"weights": recipe.model.weights, "tower": tower_checksum(self.model)}
+        write_head(path, Head(*tensors, classes, self.model.pool, source))
 
     @torch.no_grad()
     def set_head(self, head: RidgeHead) -> None:

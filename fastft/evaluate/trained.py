@@ -33,7 +33,7 @@ from fastft.run.checkpoint import (
 from fastft.run.evaluations import BestBy, Scores, deciding_score
 from fastft.run.find_weights import ChosenWeights, find_weights, stored_scores, stored_thresholds
 from fastft.run.inputs import open_stored
-from fastft.run.run_directory import PROBE_HEAD
+from fastft.run.run_directory import LARGER_HEAD, PROBE_HEAD
 
 BATCH = 32  # images per forward pass
 
@@ -102,9 +102,9 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     """
     chosen, (model, recipe, stored) = _find_and_read(checkpoint, weights)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    counts, scores = stored.state.class_counts, stored_scores(stored, chosen.kind)
+    counts, scores = stored.state.class_counts, stored_scores(stored, chosen.kind, chosen.image_size)
     multi_label, classes = recipe.data.multi_label, recipe.data.num_classes
-    thresholds = stored_thresholds(stored, chosen.kind) or [EVEN] * classes if multi_label else ()
+    thresholds = stored_thresholds(stored, chosen.kind, chosen.image_size) or [EVEN] * classes if multi_label else ()
     if multi_label and len(thresholds) != classes:
         raise Damaged(stored.path, f"it has {classes} classes and {len(thresholds)} thresholds")
     return Trained(
@@ -119,27 +119,36 @@ def _find_and_read(path: Path, weights: str) -> tuple[ChosenWeights, tuple[Image
     while True:
         try:
             chosen = find_weights(path, weights)
-            return chosen, (read_probe if chosen.kind == PROBE else read_model)(chosen.path, chosen.stem)
+            if chosen.kind == PROBE:
+                return chosen, read_probe(chosen.path, chosen.image_size)
+            return chosen, read_model(chosen.path, chosen.stem)
         except Damaged as error:
             if error.path.exists() or is_checkpoint(path):
                 raise
 
 
-def read_probe(path: Path, _: str) -> tuple[ImageClassifier, FinalRecipe, Checkpoint]:
-    """Return the pretrained tower of a run's recipe with the head that the run directory keeps.
+def read_probe(path: Path, image_size: int | None = None) -> tuple[ImageClassifier, FinalRecipe, Checkpoint]:
+    """Return the pretrained tower of a run's recipe with the head that the run directory keeps, and its recipe.
+
+    image_size: of the larger linear probe, which the recipe that is returned then has. None: the one that the run
+    starts from.
 
     Use `read_model` for other weights. Raises UserError if the pretrained weights are missing or have changed, or if
     the head cannot be read.
     """
     checkpoint = read_checkpoint(path, ())
-    recipe, where = stored_recipe(checkpoint), path.parents[1] / PROBE_HEAD
-    model, head = build_model(recipe, arch=arch_from_dict(checkpoint.state.arch)), read_head(where)
+    # it was fitted at the trained size, or at its own
+    recipe, arch = stored_recipe(checkpoint).with_option(EVAL_IMAGE_SIZE, None), arch_from_dict(checkpoint.state.arch)
+    where = path.parents[1] / (PROBE_HEAD if image_size is None else LARGER_HEAD)
+    if image_size is not None:
+        recipe, arch = recipe.with_option(IMAGE_SIZE, image_size), arch.at(image_size)
+    model, head = build_model(recipe, arch=arch), read_head(where)
     if head.source.get("tower") != tower_checksum(model):
         raise UserError(
             f"{where} was fitted to other weights than model.weights {recipe.model.weights} has now. Give other --weights"
         )
     set_head(model, head, where)
-    return model, recipe.with_option(EVAL_IMAGE_SIZE, None), checkpoint  # it was fitted at the trained size
+    return model, recipe, checkpoint
 
 
 def read_model(path: Path, stem: str) -> tuple[ImageClassifier, FinalRecipe, Checkpoint]:

@@ -73,7 +73,9 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         model = load_trained(path, cpu, weights)
         _refuse_other(model, last, name)
         is_probe = model.recipe.model.head_init == PROBE  # the run directory keeps the probe's head
-        read = partial(_read, path, PROBE if is_probe and name == START else weights)
+        # a run that chose a probe, perhaps one at another image size, started from it
+        starts = PROBE if is_probe and name == START and model.kind != PROBE else weights
+        read = partial(_read, path, starts)
         if name == START and not is_probe:
             read = partial(read_start, model)
         ingredients.append(Ingredient(labels[position], read))

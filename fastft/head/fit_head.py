@@ -3,36 +3,37 @@
 Fine-tuning from a random head distorts pretrained features while the head is learnt. Starting from a linear probe, a
 ridge regression on the frozen tower, avoids this (LP-FT, 2202.10054). With `model.head_init=probe` the stage writes
 `probe.safetensors`, the head, `baseline.json`, its scores before training, and `training_labels.json`, what it says about
-the training images. With `model.head_init=weights` it
-writes `head.safetensors`, rows of the head in `model.weights`.
+the training images. If choosing has kept a linear probe at a larger image size (`larger_probe.safetensors`), the stage
+scores it too. With `model.head_init=weights` it writes `head.safetensors`, rows of the head in `model.weights`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec.structs import replace as replace_fields
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import name_outputs
-from fastft.evaluate.linear_probe import FEATURES, FrozenTower, LinearProbe, probe_of_run
+from fastft.evaluate.linear_probe import FEATURES, FrozenTower, probe_of_run
 from fastft.evaluate.scores import KEPT_IN_TRAINING, Evaluated, evaluate
 from fastft.head.label_check import judge_labels
 from fastft.head.near_copies import warn_of_copies
 from fastft.machine.distributed import World
-from fastft.model.head_file import Head, head_of_weights, read_head, tower_checksum, write_head
+from fastft.model.head_file import head_of_weights, read_head, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.recipe import FinalRecipe
-from fastft.recipe.constants import FROM_WEIGHTS, PROBE
+from fastft.recipe.constants import EVAL_IMAGE_SIZE, FROM_WEIGHTS, IMAGE_SIZE, PROBE
 from fastft.run.baseline import Baseline, pack_bits, read_baseline, write_baseline
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.evaluations import ByWeights
 from fastft.run.inputs import Inputs
-from fastft.run.run_directory import HEAD_OF_WEIGHTS, PROBE_HEAD, run_folder
+from fastft.run.run_directory import HEAD_OF_WEIGHTS, LARGER_HEAD, PROBE_HEAD, run_folder
 from fastft.run.said import Say
 from fastft.run.training_labels import write_training_labels
 
@@ -97,32 +98,55 @@ def _fit_head(
     began = time.monotonic()
     tower.set_head(probe.head)
     scored = [_score(tower, betons) for betons in inputs.evaluated]
+    larger = _score_larger(recipe, folder, inputs, probe.images, world, stop)
     if not world.is_main:
         return
     if probe.features_ND is not None and scored:
         for line in warn_of_copies(inputs.train, probe.features_ND, inputs.evaluated[0], scored[0][1]):
             say(line)
     write_training_labels(folder, judge_labels(probe, recipe.data.num_classes, recipe.train.seed))
-    _write_head(tower, probe, inputs.train, folder)
-    first, second = [*(scores for scores, _ in scored), None, None][:2]
-    seconds = probe.seconds + time.monotonic() - began
-    write_baseline(folder, _describe(probe, first, second, inputs.request, seconds))
+    head, seconds = probe.head, probe.seconds + time.monotonic() - began
+    tower.write_head(head, inputs.train, folder / PROBE_HEAD)
+    own = [evaluated for evaluated, _ in scored]
+    baseline = _describe(probe.images, float(head.penalty), float(head.scale), own, seconds)
+    write_baseline(folder, replace_fields(baseline, request=inputs.request, larger=larger))
     (folder / FEATURES).unlink(missing_ok=True)
 
 
-def _describe(
-    probe: LinearProbe, first: Evaluated | None, second: Evaluated | None, request: str, seconds: float
-) -> Baseline:
+def _score_larger(
+    recipe: FinalRecipe, folder: Path, inputs: Inputs, images: int, world: World, stop: Callable[[], bool]
+) -> Baseline | None:
+    """Score the linear probe at a larger image size that the time budget has kept.
+
+    None if there is none, if no images can compare it with the trained model, and in other processes than 0.
+
+    images: how many it was fitted to.
+    """
+    path, request = folder / LARGER_HEAD, inputs.request
+    head = world.in_main(lambda: read_head(path) if path.is_file() else None)
+    if head is None or head.source.get("request") != request or not inputs.evaluated:
+        return None
+    began, size = time.monotonic(), int(head.source["image_size"])
+    sized = recipe.with_option(IMAGE_SIZE, size).with_option(EVAL_IMAGE_SIZE, None)
+    tower = FrozenTower.build(sized, world, stop)
+    set_head(tower.model, head, path)
+    scored = [_score(tower, betons)[0] for betons in inputs.evaluated]
+    if not world.is_main:
+        return None
+    penalty, scale = (float(head.source[name]) for name in ("penalty", "scale"))
+    baseline = _describe(images, penalty, scale, scored, time.monotonic() - began)
+    return replace_fields(baseline, image_size=size)
+
+
+def _describe(images: int, penalty: float, scale: float, scored: Sequence[Evaluated], seconds: float) -> Baseline:
     """Make the baseline.
 
-    Args:
-        first: scores on the validation images, or on the left-out ones if there are no validation images.
-        second: scores on the left-out images.
+    scored: scores on the validation images, if there are any, and on the left-out ones.
     """
+    first, second = [*scored, None, None][:2]
     compared = second or first
     return Baseline(
-        request=request, images=probe.images, penalty=float(probe.head.penalty), scale=float(probe.head.scale),
-        seconds=seconds, raw=None if first is None else first.scores,
+        images=images, penalty=penalty, scale=scale, seconds=seconds, raw=None if first is None else first.scores,
         selection=None if second is None else ByWeights(raw=second.scores),
         right="" if compared is None else pack_bits(compared.predictions.right_N),
     )  # fmt: skip
@@ -139,11 +163,3 @@ def _score(tower: FrozenTower, betons: BetonSet) -> tuple[Evaluated, np.ndarray]
         (scores,) = evaluate([tower.model], loader, tower.world, tower.precision, tower.stop, with_logits)
         mine = torch.cat(inputs)[: len(loader.share)] if inputs else torch.empty(0, 1)
     return scores, tower.world.gather_rows(mine).cpu().numpy()
-
-
-def _write_head(tower: FrozenTower, probe: LinearProbe, files: BetonSet, folder: Path) -> None:
-    recipe, model = tower.recipe, tower.model
-    tensors = torch.from_numpy(probe.head.weight_KD), torch.from_numpy(probe.head.bias_K)
-    classes = name_outputs(files.class_names, recipe.data.num_classes)
-    source = {"weights": recipe.model.weights, "tower": tower_checksum(model)}
-    write_head(folder / PROBE_HEAD, Head(*tensors, classes, model.pool, source))

@@ -213,6 +213,8 @@ def _figures(result: Result) -> Iterator[tuple[str, ...]]:
 
     if result.baseline is not None and result.baseline.raw is not None:
         yield row("linear probe", "", result.baseline.raw)
+        if (larger := result.baseline.larger) is not None and larger.raw is not None:
+            yield row(f"linear probe at {larger.image_size} px", "", larger.raw)
     for name, evaluation in (("best epoch", result.best), ("last epoch", result.last)):
         for kind, weights in WEIGHTS.items():
             if evaluation is not None and (scores := evaluation.of(kind)) is not None:

@@ -3,7 +3,8 @@
 Each stage reads files and writes files into the run directory. It is skipped if its result is already there:
 
 1. files (`fastft.photos`): photographs become `data/train.beton`, `data/val.beton` and `data/split.csv`;
-2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`;
+2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`; a budget may keep
+   a linear probe at a larger image size, `larger_probe.safetensors`;
 3. head (`fastft.head`): the head that the run starts from, `probe.safetensors` or `head.safetensors`, and for a probe
    `baseline.json` and `training_labels.json`;
 4. train (`fastft.train`): checkpoints, `metrics.jsonl` and `result.json`.
@@ -36,7 +37,7 @@ from fastft.optim.schedule import small_batch_warnings
 from fastft.photos.paths import holds_out_of_beton
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import AskedRecipe, Recipe, parse_duration
-from fastft.recipe.constants import LAST, PROBE
+from fastft.recipe.constants import EVAL_IMAGE_SIZE, IMAGE_SIZE, LAST, PROBE
 from fastft.recipe.training_images import Images
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.evaluations import describe_figures
@@ -199,12 +200,15 @@ def _refit(recipe: AskedRecipe, whole: BetonSet, first: Result, world: World, co
     for option in PER_HOST_OPTIONS:
         again = again.with_option(option, own[option])
     unchosen = {"data.hold_out_beton": False, "data.selection_share": 0.0, "train.stop_when": None}
-    stop = chosen.epoch + 1 if recipe.epochs else 0  # 0: the first run stopped at the linear probe
+    stop = 0 if chosen.take == PROBE else chosen.epoch + 1  # 0: a linear probe needs no training
+    if chosen.image_size is not None:  # the larger one
+        unchosen |= {IMAGE_SIZE: chosen.image_size, EVAL_IMAGE_SIZE: None}
     for option, value in ({"schedule.stop_epoch": stop} | unchosen).items():
         again = again.with_option(option, value)
-    say(
-        f"train.refit: training again on all images, up to epoch {chosen.epoch}, whose {chosen.kind} weights were chosen"
-    )
+    what = f"up to epoch {chosen.epoch}, whose {chosen.kind} weights were chosen"
+    if chosen.take == PROBE:
+        what = "but only the linear probe, which was chosen"
+    say(f"train.refit: training again on all images, {what}")
     result = run_stages(again, Images.of_betons(whole, None), world, console, {whole.title: whole})
     reason = "the first run chose this kind (no images were held out from this run)"
     result = replace(

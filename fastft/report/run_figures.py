@@ -73,8 +73,10 @@ def used_scores(run: Run) -> tuple[int, str, Scores]:
     for epoch, weights, scores in all_scores(run):
         if chosen is not None and (epoch, weights) == (chosen.epoch, chosen.kind):
             return epoch, weights, scores
-    if chosen is not None and chosen.kind == PROBE and run.baseline is not None and run.baseline.raw is not None:
-        return chosen.epoch, PROBE, run.baseline.raw
+    if chosen is not None and chosen.kind == PROBE:
+        probe = run.baseline if chosen.image_size is None else run.larger
+        if probe is not None and probe.raw is not None:
+            return chosen.epoch, PROBE, probe.raw
     best = best_evaluation(run.evaluations) or run.evaluations[-1]
     return best.epoch, *best.headline
 
@@ -89,6 +91,8 @@ def _accuracy(run: Run) -> Iterator[Texts]:
     score, (epoch, weights, used) = score_of(run), used_scores(run)
     taken = ", used by predict, eval and export" if run.weights else ""
     when = "before training" if weights == PROBE else f"epoch {epoch}"
+    if weights == PROBE and run.weights is not None and run.weights.image_size is not None:
+        when = f"at {run.weights.image_size} px, without training"
     other = f", top-1 {used.top1:.2f} %" if score == BALANCED_ACCURACY else ""
     below = f"{when}{f', standard error {used.top1_error:.2f}' if score == TOP1 else other}{taken}"
     name = PROBE if weights == PROBE else WEIGHTS[weights]
@@ -113,6 +117,9 @@ def _probe(run: Run) -> Iterator[Texts]:
     else:
         then = f"fine-tuning {used_scores(run)[2].value(score) - before:+.2f}"
     yield "linear probe", f"{before:.2f} %", f"ridge regression, {then}"
+    if run.larger is not None and run.larger.raw is not None:
+        size, value = run.larger.image_size, run.larger.raw.value(score)
+        yield f"probe at {size} px", f"{value:.2f} %", "at a larger image size, without training"
 
 
 def _f1(run: Run) -> Iterator[Texts]:

@@ -1,9 +1,13 @@
-"""`baseline.json` in a run directory: the linear probe that the run starts from, and its scores before training."""
+"""`baseline.json` in a run directory: the linear probe that the run starts from, and its scores before training.
+
+It also has the scores of a linear probe at a larger image size, if the run keeps one to compare it with the trained model.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from beton_tools.base.typed_json import Count, Document, Number
 from fastft.run.evaluations import ByWeights, Scores
@@ -24,6 +28,8 @@ class Baseline(Document, omit_defaults=True):
         request: what the run was asked for (`fastft.run.inputs.Inputs.request`). Not in result.json.
         right: whether the probe classifies each image that compares weights correctly, as bits in hexadecimal digits.
             Not in result.json.
+        image_size: set for the larger probe.
+        larger: the linear probe at a larger image size than the run trains at, if there is one.
     """
 
     images: Count
@@ -34,6 +40,13 @@ class Baseline(Document, omit_defaults=True):
     selection: ByWeights | None = None
     request: str = ""
     right: str = ""
+    image_size: Count | None = None
+    larger: "Baseline | None" = None
+
+    @property
+    def summary(self) -> "Baseline":
+        """What result.json has."""
+        return replace(self, request="", right="", larger=self.larger and self.larger.summary)
 
     @property
     def scores(self) -> Scores | None:

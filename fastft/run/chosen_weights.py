@@ -1,7 +1,7 @@
 """Choose which weights of a run are used, by a rule at its end. `find_weights.py` finds them in its run directory.
 
-A run keeps the raw and the EMA weights of its last epochs (`step-*`) and of its best epoch (`best-*`), and the head of
-its linear probe, if it starts from one. The rule:
+A run keeps the raw and the EMA weights of its last epochs (`step-*`) and of its best epoch (`best-*`), the head of
+its linear probe, if it starts from one, and perhaps the head of a linear probe at a larger image size. The rule:
 
 - Take the EMA, as in the paper, unless the raw weights are right on significantly more of the same validation images
   (McNemar's exact test, p < 0.05): then the EMA is not trained yet. If classes have very different sizes, balanced
@@ -12,6 +12,7 @@ its linear probe, if it starts from one. The rule:
   paper.
 - Take the pretrained tower with the probe's head instead, if it is right on significantly more images (the same test).
   After fewer than FEW_STEPS steps it is enough that it is right on more images, however few: such runs can lose.
+  The probe at a larger image size is compared in the same way. If both are better, the one with the larger lead is taken.
 """
 
 import math
@@ -49,7 +50,7 @@ def choose_weights(
 
     Args:
         best: the evaluation of the best epoch.
-        baseline: the linear probe, if the run starts from one.
+        baseline: the linear probe, if the run starts from one, and the larger one.
         untrained: the fraction of the initial weights in the EMA.
         head_only: the tower is not trained, and gets no advice on fine-tuning.
         steps: of training, until the last evaluation.
@@ -63,14 +64,22 @@ def choose_weights(
     entry = best if take == BEST else last
     choice = WeightChoice(take=take, kind=kind, epoch=entry.epoch, reason=f"{why}, and {when}", evidence=evidence)
     choice = replace(choice, **_figures(entry.of(kind), score))
-    paired = entry.judged.against_probe.get(kind)
-    if baseline is None or baseline.raw is None or paired is None:
+    own, larger = (paired.get(kind) for paired in (entry.judged.against_probe, entry.judged.against_larger))
+    if baseline is None or baseline.raw is None or own is None:
         return choice
-    lead = Comparison.of(paired, images, PAIRED[score])
-    if lead.gain < 0 and (lead.p_value < SIGNIFICANT or steps < FEW_STEPS):
-        figures = _figures(baseline.raw, score)
-        choice = replace(choice, take=PROBE, kind=PROBE, reason=_describe_loss(lead), **figures)
-    note = "" if head_only or lead.gain > lead.error else _advise(lead, choice.kind == PROBE)
+    lead = Comparison.of(own, images, PAIRED[score])
+    leads = [(baseline, lead)]
+    if baseline.larger is not None and larger is not None:
+        leads.append((baseline.larger, Comparison.of(larger, images, PAIRED[score])))
+    better = [pair for pair in leads if pair[1].gain < 0 and (pair[1].p_value < SIGNIFICANT or steps < FEW_STEPS)]
+    if better:
+        probe, loss = min(reversed(better), key=lambda pair: pair[1].gain)
+        figures, size = _figures(probe.raw, score), probe.image_size
+        choice = replace(choice, take=PROBE, kind=PROBE, image_size=size, reason=_describe_loss(loss, size), **figures)
+        note = _advise(loss, True, size)
+    else:
+        note = "" if lead.gain > lead.error else _advise(lead, False, None)
+    note = "" if head_only else note
     return replace(choice, gain=Gain(gain=lead.gain, standard_error=lead.error, note=note))
 
 
@@ -135,17 +144,29 @@ ADVICE = (
 )
 
 
-def _describe_loss(lead: Comparison) -> str:
-    """Say what fine-tuning lost. lead: over the probe."""
-    lost = f"fine-tuning lost {-lead.gain:.2f} points of {lead.measure} (p = {lead.p_value:.2g})"
+def _describe_loss(lead: Comparison, size: int | None) -> str:
+    """Say what fine-tuning lost. lead: over the probe, which has this image size if it is the larger one."""
+    points = f"{-lead.gain:.2f} points of {lead.measure}"
+    lost = f"fine-tuning lost {points}" if size is None else f"the fine-tuned model is {points} below it"
+    lost = f"{lost} (p = {lead.p_value:.2g})"
     return lost if lead.p_value < SIGNIFICANT else f"{lost}, and {SHORT_RUNS}"
 
 
-def _advise(lead: Comparison, is_probe: bool) -> str:
-    """Note that fine-tuning is not clearly better. lead: over the probe. is_probe: the probe is used instead."""
+def _advise(lead: Comparison, is_probe: bool, size: int | None) -> str:
+    """Note that fine-tuning is not clearly better than a probe.
+
+    Args:
+        lead: over the probe.
+        is_probe: this probe is used instead.
+        size: its image size, if it is the larger one.
+    """
     says = f"fine-tuning changed the {lead.measure} of the linear probe by {lead.gain:+.2f} ± {lead.error:.2f} points"
+    if size is not None:
+        says = f"the {lead.measure} of the linear probe at {size} px is {-lead.gain:.2f} ± {lead.error:.2f} points above the "
+        says += "fine-tuned model's"
     if is_probe:
-        loss = "a significant loss" if lead.p_value < SIGNIFICANT else f"and {SHORT_RUNS}"
+        found = "a significant loss" if size is None else "a significant difference"
+        loss = found if lead.p_value < SIGNIFICANT else f"and {SHORT_RUNS}"
         return f"{says}, {loss}, so the linear probe is used instead. {ADVICE}"
     limit = "not significant" if lead.gain < -lead.error else "within the standard error"
     return f"{says}, which is {limit}. {ADVICE}. --weights=probe selects the linear probe"
@@ -153,8 +174,13 @@ def _advise(lead: Comparison, is_probe: bool) -> str:
 
 def describe_weights(choice: WeightChoice) -> str:
     """Describe the choice in one log line."""
-    name = PROBE_WORDS if choice.kind == PROBE else f"{WEIGHTS[choice.kind]} weights of epoch {choice.epoch}"
+    name = f"{WEIGHTS[choice.kind]} weights of epoch {choice.epoch}" if choice.kind != PROBE else describe_probe(choice)
     return f"predict, eval and export use the {name}: {choice.reason}"
+
+
+def describe_probe(choice: WeightChoice) -> str:
+    """Describe the linear probe that was chosen."""
+    return PROBE_WORDS if choice.image_size is None else f"{PROBE_WORDS} at {choice.image_size} px"
 
 
 def warnings_of_choice(choice: WeightChoice | None) -> list[SaidWarning]:

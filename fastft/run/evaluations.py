@@ -93,12 +93,14 @@ class ByWeights(Document, kw_only=True, omit_defaults=True):
     Attributes:
         raw_against_ema: None without both.
         against_probe: each kind of weights compared with the linear probe, if there is one.
+        against_larger: the same for the linear probe at a larger image size.
     """
 
     raw: Scores | None = None
     ema: Scores | None = None
     raw_against_ema: Paired | None = None
     against_probe: dict[str, Paired] = msgspec.field(default_factory=dict)
+    against_larger: dict[str, Paired] = msgspec.field(default_factory=dict)
 
     def of(self, weights: str) -> Scores | None:
         return {RAW: self.raw, EMA: self.ema}.get(weights)

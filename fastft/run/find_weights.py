@@ -20,10 +20,10 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.chosen_weights import MOSTLY_INITIAL, PROBE_WORDS, choose_weights, describe_initial
+from fastft.run.chosen_weights import MOSTLY_INITIAL, PROBE_WORDS, choose_weights, describe_initial, describe_probe
 from fastft.run.evaluations import WEIGHTS, Scores, best_evaluation
 from fastft.run.result import WeightChoice, read_result
-from fastft.run.run_directory import PROBE_HEAD, Run
+from fastft.run.run_directory import LARGER_HEAD, PROBE_HEAD, Run
 
 NOT_ENDED = "the run has not ended"
 STEMS = {RAW: "model", EMA: "ema"}  # stems of a checkpoint's tensor files
@@ -34,12 +34,16 @@ class ChosenWeights:
     """The weights of a checkpoint: their file's stem, their kind ("raw", "ema" or "probe"), and a description in words.
 
     The probe's weights are not in the checkpoint, which has everything else that the model needs.
+
+    Attributes:
+        image_size: for the linear probe at a larger image size than the run's, else None.
     """
 
     path: Path
     stem: str
     kind: str
     description: str
+    image_size: int | None = None
 
 
 def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
@@ -69,16 +73,17 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
         unfinished = result is None and list_checkpoints(path / "checkpoints")
         return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
     reason = f": {choice.reason}"
-    return _probe(path, reason) if choice.take == PROBE else _newest(path, choice.take, choice.kind, reason)
+    return _probe(path, reason, choice) if choice.take == PROBE else _newest(path, choice.take, choice.kind, reason)
 
 
-def _probe(run: Path, reason: str = "") -> ChosenWeights:
-    checkpoints = list_checkpoints(run / "checkpoints")
-    if not checkpoints or not (run / PROBE_HEAD).is_file():
-        raise UserError(
-            f"{run} has no {PROBE_HEAD}, which only runs with model.head_init=probe have. Give other --weights"
-        )
-    return ChosenWeights(checkpoints[-1], PROBE, PROBE, f"{PROBE_WORDS}{reason}")
+def _probe(run: Path, reason: str = "", choice: WeightChoice | None = None) -> ChosenWeights:
+    """Return the linear probe that the run starts from, or the larger one if `choice` takes it."""
+    checkpoints, size = list_checkpoints(run / "checkpoints"), None if choice is None else choice.image_size
+    head = PROBE_HEAD if size is None else LARGER_HEAD
+    if not checkpoints or not (run / head).is_file():
+        raise UserError(f"{run} has no {head}, which only runs with model.head_init=probe have. Give other --weights")
+    words = PROBE_WORDS if choice is None else describe_probe(choice)
+    return ChosenWeights(checkpoints[-1], PROBE, PROBE, f"{words}{reason}", size)
 
 
 def with_choice_so_far(run: Run) -> Run:
@@ -158,19 +163,21 @@ def _steps(checkpoint: Checkpoint) -> float:
     return math.inf
 
 
-def stored_scores(checkpoint: Checkpoint, kind: str) -> Scores | None:
+def stored_scores(checkpoint: Checkpoint, kind: str, image_size: int | None = None) -> Scores | None:
     """Return the scores of a checkpoint's weights ("raw", "ema" or "probe") on the run's validation images.
 
-    None without an evaluation.
+    None without an evaluation. image_size: of the larger linear probe.
     """
     if kind == PROBE:
         baseline = read_baseline(checkpoint.path.parents[1])
+        if image_size is not None:
+            baseline = baseline and baseline.larger
         return None if baseline is None else baseline.raw
     evaluation = checkpoint.state.own_evaluation
     return None if evaluation is None else evaluation.of(kind)
 
 
-def stored_thresholds(checkpoint: Checkpoint, kind: str) -> list[float]:
+def stored_thresholds(checkpoint: Checkpoint, kind: str, image_size: int | None = None) -> list[float]:
     """Return the thresholds of a checkpoint's weights, or else of the evaluation before it. Empty without one."""
-    found = [stored_scores(checkpoint, kind), *(e.of(kind) for e in reversed(checkpoint.state.evaluations))]
+    found = [stored_scores(checkpoint, kind, image_size), *(e.of(kind) for e in reversed(checkpoint.state.evaluations))]
     return next((scores.thresholds for scores in found if scores is not None and scores.thresholds), [])

@@ -44,6 +44,7 @@ class WeightChoice(Document, omit_defaults=True):
     Attributes:
         top1, balanced_accuracy, map: scores of these weights, as far as the run's evaluations have them.
         gain: over the linear probe, if the run starts from one.
+        image_size: for the linear probe at a larger image size than the run trained at, else None.
     """
 
     take: Literal["best", "last", "probe"]
@@ -55,6 +56,7 @@ class WeightChoice(Document, omit_defaults=True):
     map: Number | None = None
     evidence: Evidence | None = None
     gain: Gain | None = None
+    image_size: Count | None = None
 
     @property
     def figures(self) -> dict[BestBy, float]:
@@ -78,7 +80,7 @@ class Result(Document):
 
     Attributes:
         stopped: why training ended before its last epoch, else "".
-        baseline: the linear probe that the run started from.
+        baseline: the linear probe that the run started from, and a larger one if it was compared with the trained model.
         best, last: the evaluations of the best and the last epoch. None without validation images, as is `weights`.
         expectation, source: the expected accuracy in words, and where it is from.
         warnings: what the log warned of, in its order.

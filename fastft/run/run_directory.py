@@ -20,6 +20,7 @@ from fastft.recipe import Choice, FinalRecipe, Recipe, recipe_from_dict
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
+from fastft.run.baseline import Baseline, read_baseline
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.identity import Identity
 from fastft.run.json_files import read_document, write_document
@@ -29,6 +30,7 @@ from fastft.run.said import WARNINGS, SaidWarning, read_warnings
 
 RECIPE, CHOICES, IDENTITY, LOCK = "recipe.yaml", "choices.json", "identity.json", ".lock"
 PROBE_HEAD, HEAD_OF_WEIGHTS = "probe.safetensors", "head.safetensors"  # as `fastft zeroshot` writes heads
+LARGER_HEAD = "larger_probe.safetensors"  # of the linear probe at a larger image size
 START_HEADS = {PROBE: PROBE_HEAD, FROM_WEIGHTS: HEAD_OF_WEIGHTS}  # by `model.head_init`
 
 
@@ -43,6 +45,7 @@ class Run:
         weights: what predict, eval and export take. None without an evaluation, or before the run has ended.
         identity: what decides its numbers. None before the first step.
         warnings: what its log has warned of.
+        larger: the linear probe at a larger image size, if the run compares one with its trained model.
     """
 
     folder: Path
@@ -53,6 +56,7 @@ class Run:
     stopped: str = ""
     identity: Identity | None = None
     warnings: Sequence[SaidWarning] = ()
+    larger: Baseline | None = None
 
     @property
     def intervals(self) -> list[Interval]:
@@ -125,7 +129,11 @@ def load_run(folder: Path) -> Run:
     result = read_result(folder)
     name = folder.name if result is None else result.recipe
     recipe, log, identity = recipe_from_dict(name, sections), read_log(folder / LOG), read_identity(folder)
-    run = Run(folder, recipe, log, finished=result is not None, identity=identity, warnings=read_warnings(folder))
+    baseline = read_baseline(folder)
+    run = Run(
+        folder, recipe, log, finished=result is not None, identity=identity, warnings=read_warnings(folder),
+        larger=None if baseline is None else baseline.larger,
+    )  # fmt: skip
     return run if result is None else replace(run, weights=result.weights, stopped=result.stopped)
 
 

@@ -7,14 +7,14 @@ from beton_tools.base.user_files import expand_home
 from beton_tools.read.class_list import Classes
 from fastft.model.weight_files import stored_classes
 from fastft.recipe import AskedRecipe, Recipe
-from fastft.recipe.constants import FROM_WEIGHTS, PROBE
+from fastft.recipe.constants import FROM_WEIGHTS, IMAGE_SIZE, PROBE
 from fastft.recipe.schema import Choice, option_fields
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
 from fastft.run.find_weights import ChosenWeights, find_weights
 
 WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
 # what the weights belong to: the new run takes these over unless its command line sets them
-OF_THE_TOWER = ("model.arch", "model.image_size", "model.pool", "model.layer_scale", "model.rel_pos_bias")
+OF_THE_TOWER = ("model.arch", IMAGE_SIZE, "model.pool", "model.layer_scale", "model.rel_pos_bias")
 OF_THE_PIXELS = tuple(key for key, field in option_fields().items() if field.metadata["published"])
 # what the run's linear probe has decided, where the new run would let its own decide
 OF_THE_PROBE = ("augment.policy", "augment.scale_min", "augment.ratio_min", "augment.ratio_max", "augment.hflip")
@@ -42,7 +42,8 @@ def with_run_weights(recipe: AskedRecipe) -> AskedRecipe:
     choices = _start(recipe, run, chosen, old)
     if old.model.arch.endswith(".json"):  # the file may lie elsewhere now, or hold something else
         old = old.with_option("model.arch", str(chosen.path))
-    theirs, own = old.flat(), recipe.flat()
+    theirs = old.flat() | ({} if chosen.image_size is None else {IMAGE_SIZE: chosen.image_size})
+    own = recipe.flat()
     free = [option for option in (*OF_THE_TOWER, *OF_THE_PIXELS) if _is_free(recipe, option)]
     taken = [option for option in free if option in recipe.automatic or theirs[option] != own[option]]
     if any(choice.option == HEAD_INIT for choice in choices):

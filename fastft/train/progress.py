@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from msgspec.structs import asdict, replace
+from msgspec.structs import asdict
 
 from beton_tools.base.console import counted, format_duration
 from fastft.data.warnings import TRAINING, Warned
@@ -31,6 +31,7 @@ from fastft.run.evaluations import (
     BestBy,
     ByWeights,
     Evaluation,
+    Paired,
     Scores,
     best_evaluation,
 )
@@ -56,13 +57,13 @@ class Progress(Position):
             evaluated: the scores of the "raw" and "ema" weights, or of one of them.
             best_by: the score that selects the best epoch.
             selection: the same scores on the images of `data.selection_share`.
-            baseline: the linear probe that the run starts from.
+            baseline: the linear probe that the run starts from, and the larger one.
         """
         own = _compared(evaluated, best_by, None if selection else baseline)
         left_out = None if selection is None else _compared(selection, best_by, baseline)
         entry = Evaluation(
             epoch=epoch, best_by=best_by, selection=left_out, raw=own.raw, ema=own.ema,
-            raw_against_ema=own.raw_against_ema, against_probe=own.against_probe,
+            raw_against_ema=own.raw_against_ema, against_probe=own.against_probe, against_larger=own.against_larger,
         )  # fmt: skip
         self.evaluations.append(entry)
         return entry
@@ -112,18 +113,22 @@ class Progress(Position):
 
 
 def _compared(evaluated: Mapping[str, Evaluated], best_by: str, baseline: Baseline | None) -> ByWeights:
-    """Compare the raw and the EMA scores image by image with each other, and with the linear probe if it is given."""
+    """Compare the raw and the EMA scores image by image with each other, and with the linear probes if they are given."""
     scores = {weights: of_weights.scores for weights, of_weights in evaluated.items()}
     predictions = {weights: of_weights.predictions for weights, of_weights in evaluated.items()}
     right = {weights: p.right_N for weights, p in predictions.items()}
     labels_N = next(iter(predictions.values())).labels_N if best_by == BALANCED_ACCURACY else None
-    against_probe = {}
-    for weights, mine in right.items():
-        probe_right = None if baseline is None else baseline.right_of(mine.shape)
-        if probe_right is not None:
-            against_probe[weights] = compare_predictions(mine, probe_right, labels_N)
+
+    def against(probe: Baseline | None) -> dict[str, Paired]:
+        theirs = {} if probe is None else {weights: probe.right_of(mine.shape) for weights, mine in right.items()}
+        return {
+            weights: compare_predictions(right[weights], probe_right, labels_N)
+            for weights, probe_right in theirs.items() if probe_right is not None
+        }  # fmt: skip
+
     return ByWeights(
-        raw=scores.get(RAW), ema=scores.get(EMA), against_probe=against_probe,
+        raw=scores.get(RAW), ema=scores.get(EMA), against_probe=against(baseline),
+        against_larger=against(baseline and baseline.larger),
         raw_against_ema=compare_predictions(right[RAW], right[EMA], labels_N) if len(right) == len(WEIGHTS) else None,
     )  # fmt: skip
 
@@ -141,7 +146,7 @@ def summarise(
         epochs=progress.epoch,
         seconds=progress.seconds,
         stopped=_describe_stop(progress, recipe) if progress.epoch < recipe.epochs else "",
-        baseline=baseline and replace(baseline, request="", right=""),
+        baseline=baseline and baseline.summary,
         best=progress.best(),
         last=progress.evaluations[-1] if progress.evaluations else None,
         weights=weights,
@@ -181,7 +186,7 @@ def describe_evaluation(evaluation: Evaluation) -> str:
 
 
 def describe_baseline(baseline: Baseline, score: BestBy) -> str:
-    """Return the log line for the linear probe that a run starts from."""
+    """Return the log line for the linear probe that a run starts from, and for a larger one."""
     took = format_duration(baseline.seconds)
     made = f"fitted to {counted(baseline.images, 'training images')} in {took}"
     if baseline.raw is None:
@@ -192,7 +197,10 @@ def describe_baseline(baseline: Baseline, score: BestBy) -> str:
     figure = (
         f"{SCORE_NAMES[score]} {_figure(baseline.raw, score)} % of {counted(baseline.raw.samples, 'validation images')}"
     )
-    return f"linear probe: {figure}, {made}. The head starts from it, and it is the baseline for fine-tuning"
+    line = f"linear probe: {figure}, {made}. The head starts from it, and it is the baseline for fine-tuning"
+    if (larger := baseline.larger) is None or larger.raw is None:
+        return line
+    return f"{line}. At {larger.image_size} px it is {_figure(larger.raw, score)} %, and is used if training ends below that"
 
 
 def describe_unfinished(progress: Progress, recipe: FinalRecipe, baseline: Baseline | None, steps: int) -> list[str]:
@@ -213,6 +221,7 @@ def conclusion(result: Result) -> str:
     probe = None if result.baseline is None else result.baseline.raw
     if probe is not None and result.last is not None:
         lines.append(f"baseline: {_describe_probe(probe, used, result.last.best_by)}")
+        lines += _describe_larger(result, result.last.best_by)
     lines.append(f"weights: {describe_weights(used)}")
     return "\n".join([*lines, *_warnings(result)])
 
@@ -239,14 +248,33 @@ def _describe_result(result: Result, used: WeightChoice) -> str:
             figures[f"{WEIGHTS[kind]} weights of epoch {epoch}{is_best}"] = _figure(scores, score)
     elif probe is not None:
         score, samples = TOP1 if probe.map is None else MAP, probe.samples
-    if used.kind == PROBE and probe is not None:
-        figures = {"linear probe": _figure(probe, score)} | figures
+    if used.kind == PROBE and (taken := _probe_used(result, used)) is not None:
+        name = "linear probe" if used.image_size is None else f"linear probe at {used.image_size} px"
+        figures = {name: _figure(taken, score)} | figures
     (name, figure), *others = figures.items()
     text = f"{SCORE_NAMES[score]} {figure} % of {counted(samples, 'images')} with the {name}"
     text += f" ({', '.join(f'{other}: {beside}' for other, beside in others)})" if others else ""
     if result.expectation != NO_EXPECTATION:
         text += f", {result.expectation}"
     return text if result.last is None else f"{text}, after {format_duration(result.seconds)} of training"
+
+
+def _probe_used(result: Result, used: WeightChoice) -> Scores | None:
+    """Return the scores of the linear probe that is used: of the larger one if the choice has its image size."""
+    probe = result.baseline
+    if used.image_size is not None:
+        probe = probe and probe.larger
+    return None if probe is None else probe.raw
+
+
+def _describe_larger(result: Result, score: BestBy) -> list[str]:
+    """Return the accuracy of the larger linear probe, if the trained model was compared with one."""
+    larger = result.baseline and result.baseline.larger
+    if larger is None or larger.raw is None:
+        return []
+    return [
+        f"larger probe: {SCORE_NAMES[score]} {_figure(larger.raw, score)} % with the linear probe at {larger.image_size} px"
+    ]
 
 
 def _describe_probe(probe: Scores, used: WeightChoice, score: BestBy) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec import structs
+from safetensors.torch import load_file
 from scipy.stats import binom
 
 from beton_tools.base.errors import UserError
@@ -21,7 +22,7 @@ from fastft.recipe import load_recipe
 from fastft.report.run_figures import used_scores
 from fastft.run.baseline import Baseline
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from fastft.run.chosen_weights import choose_weights
+from fastft.run.chosen_weights import choose_weights, describe_weights
 from fastft.run.evaluations import Evaluation, Paired, Scores, deciding_score, describe_imbalance
 from fastft.run.find_weights import find_weights, with_choice_so_far
 from fastft.run.paired import compare_predictions, mcnemar
@@ -134,6 +135,53 @@ def test_after_few_steps_the_probe_stays_unless_training_is_right_on_more_images
     assert choose_weights([lost], lost, probe, steps=150).kind == "ema"  # two of 24 images are chance
     for own, other in ((2, 2), (3, 2)):
         assert against_probe(own, other, steps=30).kind == "ema"
+
+
+def test_a_run_of_thirty_steps_that_ruined_its_weights_is_used_and_exported_as_its_probe(tiny, tmp_path):
+    result = run(tiny, tmp_path / "run", schedule__epochs="5", optim__lr="1", model__head_init="probe")
+    probe, last = result["baseline"]["raw"]["top1"], result["last"]["ema"]["top1"]
+    assert last < probe == result["weights"]["top1"] and result["weights"]["kind"] == "probe"
+    out = tmp_path / "out.safetensors"
+    assert main(["export", str(tmp_path / "run"), "--format=safetensors", f"--out={out}"]) == 0
+    head = load_file(out)["head.weight"]
+    fitted = load_file(tmp_path / "run/probe.safetensors")["head.weight"]
+    assert torch.nn.functional.cosine_similarity(head.flatten(), fitted.flatten(), dim=0) > 1 - 1e-6, (
+        "up to the temperature"
+    )
+    _, evaluated = evaluate_file(tmp_path / "run", Path(tiny["data.val"]), "cpu", "auto")
+    assert 100 * evaluated.predictions.right_N.mean() == probe
+
+
+@pytest.mark.parametrize(
+    ("own", "larger", "steps", "taken"),
+    [
+        ((0, 2), (0, 3), 30, 168), ((0, 3), (0, 2), 30, None), ((0, 2), (0, 2), 30, 168), ((3, 2), (2, 3), 30, 168),
+        ((2, 3), (3, 2), 30, None), ((0, 3), (0, 5), 1000, "ema"), ((0, 3), (1, 12), 1000, 168), ((1, 12), (0, 3), 1000, None),
+        ((3, 2), (2, 2), 30, "ema"),
+    ],
+    ids=[
+        "the better probe", "the better one is smaller", "equal: the larger", "only the larger is better", "only the smaller",
+        "chance", "significant", "only the smaller is significant", "training is not worse",
+    ],
+)  # fmt: skip
+def test_the_trained_model_and_two_probes_are_compared_on_the_same_images(own, larger, steps, taken):
+    """own, larger: on how many of 24 images only the trained model, or only the probe is right. taken: a size, or weights."""
+    pairs = {
+        name: {"ema": Paired(first_only=n, second_only=m)} for name, (n, m) in (("probe", own), ("larger", larger))
+    }
+    entry = evaluation(3, 75, 75, 24)
+    entry = structs.replace(entry, against_probe=pairs["probe"], against_larger=pairs["larger"])
+    probes = [structs.replace(baseline(0), raw=scores(75 + 100 * (m - n) / 24, 24)) for n, m in (own, larger)]
+    both = structs.replace(probes[0], larger=structs.replace(probes[1], image_size=168))
+    choice = choose_weights([entry], entry, both, steps=steps)
+    if taken == "ema":
+        assert (choice.kind, choice.image_size) == ("ema", None)
+        return
+    assert (choice.take, choice.kind, choice.image_size) == ("probe", "probe", taken)
+    assert choice.top1 == probes[taken is not None].raw.top1
+    assert ("at 168 px" in describe_weights(choice)) == ("at 168 px" in choice.gain.note) == (taken == 168)
+    assert choice.gain.gain == pytest.approx(100 * (own[0] - own[1]) / 24), "over the probe that the run started from"
+    check("it", msgspec.to_builtins(choice), WeightChoice)
 
 
 def test_the_probe_is_taken_where_it_is_significantly_better():
