@@ -46,7 +46,8 @@ AUGMENTED = (
 # A method of photo_runs.py, which counts CPU seconds. With this budget, fastft uses about the time that the loop takes.
 BUDGET = "fastft schedule.budget=240s"
 SHORTER_BUDGET = "fastft schedule.budget=180s"
-BUDGETS = tuple(f"fastft schedule.budget={time}" for time in ("90s", "180s", "360s"))  # in photo_budget.jsonl
+TIMES = "90s", "180s", "360s"
+BUDGETS = tuple(f"fastft schedule.budget={time}" for time in TIMES)  # in photo_budget.jsonl
 OTHER_BUDGETS = "fastft schedule.budget=150s", SHORTER_BUDGET
 DECIDED = 60, 300  # steps, and how many are too many, of the trainings that a budget decides about
 MULTIPLES = 0, 0.25, 0.5, 0.75, 1, 1.5, 2
@@ -164,9 +165,9 @@ def budgets() -> str:
         title = SETS[name].title + " *" * SETS[name].judge
         cells = (_figure(runs) for runs in (short, middle, long))
         rows.append([title, *cells, shown(*more), shown(*most), gains, ", ".join(sorted(precision))])
-    rows.append([f"mean of the {len(judged)} sets with *", *[""] * 3, *_mean_gains(judged), ""])
-    times = (method.rpartition("=")[2] for method in BUDGETS)
-    head = ["set", *times, "180s over 90s", "360s over 180s", "180s over the loop at 42 or 84 px", "precision"]
+    means = [shown(*_over_sets(column)) for column in zip(*judged, strict=True)]
+    rows.append([f"mean of the {len(judged)} sets with *", *[""] * 3, *means, ""])
+    head = ["set", *TIMES, "180s over 90s", "360s over 180s", "180s over the loop at 42 or 84 px", "precision"]
     return markdown(head, rows)
 
 
@@ -181,7 +182,7 @@ def _cost_of_time(judge: bool, words: str) -> str:
     gains = {
         f"{SETS[name].title}, {after} instead of {before}": _gain(longer, shorter)
         for name, runs in _budgeted().items() if SETS[name].judge == judge
-        for (before, shorter), (after, longer) in pairwise(zip(("90s", "180s", "360s"), runs, strict=True))
+        for (before, shorter), (after, longer) in pairwise(zip(TIMES, runs, strict=True))
     }  # fmt: skip
     lost = [f"{where} {shown(*pair)}" for where, pair in gains.items() if pair[0] < 0]
     where = f": {'; '.join(lost)}" if lost else ""
@@ -200,10 +201,6 @@ def _budgeted() -> dict[str, list[Seeds]]:
     """Return the runs with all of BUDGETS, in the order of SETS."""
     found = _sets(*BUDGETS, file="photo_budget")
     return {name: found[name] for name in SETS if name in found}
-
-
-def _mean_gains(columns: Sequence[Sequence[tuple[float, float]]]) -> list[str]:
-    return [shown(*_over_sets(column)) for column in zip(*columns, strict=True)]
 
 
 def heads() -> str:

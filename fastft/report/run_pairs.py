@@ -17,7 +17,7 @@ from fastft.run.run_directory import Run
 
 @dataclass(frozen=True)
 class ImageResults:
-    """What a run predicted for each of its validation images at its last evaluation.
+    """A run's predictions for its validation images, from its last evaluation.
 
     Attributes:
         kind: the weights, "raw" or "ema".

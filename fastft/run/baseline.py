@@ -45,8 +45,13 @@ class Baseline(Document, omit_defaults=True):
 
     @property
     def summary(self) -> "Baseline":
-        """What result.json has."""
+        """The baseline without the fields that result.json leaves out."""
         return replace(self, request="", right="", larger=self.larger and self.larger.summary)
+
+    def raw_at(self, image_size: int | None) -> Scores | None:
+        """Return the validation scores of the probe that a `WeightChoice` with this `image_size` takes. None without any."""
+        probe = self if image_size is None else self.larger
+        return None if probe is None else probe.raw
 
     @property
     def scores(self) -> Scores | None:

@@ -79,8 +79,7 @@ def choose_weights(
         note = _advise(loss, True, size)
     else:
         note = "" if lead.gain > lead.error else _advise(lead, False, None)
-    note = "" if head_only else note
-    return replace(choice, gain=Gain(gain=lead.gain, standard_error=lead.error, note=note))
+    return replace(choice, gain=Gain(gain=lead.gain, standard_error=lead.error, note="" if head_only else note))
 
 
 def _kind(last: Evaluation, untrained: float) -> tuple[Literal["raw", "ema"], str, Evidence]:

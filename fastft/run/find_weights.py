@@ -170,9 +170,7 @@ def stored_scores(checkpoint: Checkpoint, kind: str, image_size: int | None = No
     """
     if kind == PROBE:
         baseline = read_baseline(checkpoint.path.parents[1])
-        if image_size is not None:
-            baseline = baseline and baseline.larger
-        return None if baseline is None else baseline.raw
+        return None if baseline is None else baseline.raw_at(image_size)
     evaluation = checkpoint.state.own_evaluation
     return None if evaluation is None else evaluation.of(kind)
 

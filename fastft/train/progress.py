@@ -233,7 +233,8 @@ def _warnings(result: Result) -> list[str]:
 def _describe_result(result: Result, used: WeightChoice) -> str:
     """Return the accuracy of the weights that are used, and of the others that were kept."""
     best, last = result.best, result.last
-    probe = None if result.baseline is None else result.baseline.raw
+    baseline = result.baseline
+    probe = None if baseline is None else baseline.raw
     figures: dict[str, str] = {}  # by description of the weights
     samples = 0
     score: BestBy = TOP1
@@ -248,7 +249,7 @@ def _describe_result(result: Result, used: WeightChoice) -> str:
             figures[f"{WEIGHTS[kind]} weights of epoch {epoch}{is_best}"] = _figure(scores, score)
     elif probe is not None:
         score, samples = TOP1 if probe.map is None else MAP, probe.samples
-    if used.kind == PROBE and (taken := _probe_used(result, used)) is not None:
+    if used.kind == PROBE and baseline is not None and (taken := baseline.raw_at(used.image_size)) is not None:
         name = "linear probe" if used.image_size is None else f"linear probe at {used.image_size} px"
         figures = {name: _figure(taken, score)} | figures
     (name, figure), *others = figures.items()
@@ -257,14 +258,6 @@ def _describe_result(result: Result, used: WeightChoice) -> str:
     if result.expectation != NO_EXPECTATION:
         text += f", {result.expectation}"
     return text if result.last is None else f"{text}, after {format_duration(result.seconds)} of training"
-
-
-def _probe_used(result: Result, used: WeightChoice) -> Scores | None:
-    """Return the scores of the linear probe that is used: of the larger one if the choice has its image size."""
-    probe = result.baseline
-    if used.image_size is not None:
-        probe = probe and probe.larger
-    return None if probe is None else probe.raw
 
 
 def _describe_larger(result: Result, score: BestBy) -> list[str]:
