@@ -1,4 +1,4 @@
-"""A JPEG's Huffman tables: read, derive, extend, write (ITU T.81, annex C and B.2.4.2)."""
+"""A JPEG's Huffman tables: read, derive, fit, write (ITU T.81, annex C, B.2.4.2 and K.2)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from beton_tools.base.jit import njit
-from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, JpegError, check_code, segment
+from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, check_code, segment
 
 TABLES = 8  # DC tables 0-3, then AC tables 0-3
 AC = 4  # number of the first AC table
 MAX_CODE = 16  # bits
 MAX_TERM = MAX_CODE + 15  # bits in an AC term: code and value
 BLOCK = 64  # coefficients
-END_OF_BLOCK = 128  # coefficients that the end-of-block symbol advances: more than a block has
 _MAX_DC_SYMBOL = 15  # libjpeg refuses tables with larger ones
 FAST_BITS = 10  # codes up to this length are found in one look-up; longer ones are rare
-LEAP_BITS = 12  # window for the look-up that passes several AC terms: 8 KiB per table, two fit the L1 cache
-UNKNOWN = 192  # coefficients in a leap over no term: a value that no leap inside a block reaches
+SYMBOLS = 256
 
 
 class Spec(NamedTuple):
@@ -35,13 +33,11 @@ TABLE = np.dtype(
     [
         # length << 8 | symbol of the first code in the window, 0: longer code
         ("fast", np.uint16, 1 << FAST_BITS),
-        ("leaps", np.uint16, 2 << LEAP_BITS),  # see _derive_leaps; AC tables only
         ("max_code", np.int32, MAX_CODE + 1),  # largest code for each length, -1: none
         ("delta", np.int32, MAX_CODE + 1),  # code + delta = position in values
-        ("values", np.uint8, 256),
-        ("code", np.uint16, 256),  # each symbol's code
-        ("size", np.uint8, 256),  # its length in bits, 0: the table has no such symbol
-        ("missing", np.uint8, 16),  # 1: a DC size that had to be coded, but has no code
+        ("values", np.uint8, SYMBOLS),
+        ("code", np.uint16, SYMBOLS),  # each symbol's code
+        ("size", np.uint8, SYMBOLS),  # its length in bits, 0: the table has no such symbol
     ]
 )
 
@@ -77,27 +73,15 @@ def write_tables(spec: Spec, used: Iterable[int]) -> bytes:
     return segment(DHT, body)
 
 
-def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
-    """Append codes for `symbols` to the table, in place, without changing an existing code.
+def fit(counts: np.ndarray, used: np.ndarray) -> Spec:
+    """Return the shortest tables for symbols with these counts, (TABLES, SYMBOLS) i64, as `jpegtran -optimize` makes them.
 
-    Codes are free because the code that consists of ones only is never used. With one more bit it gives one new code,
-    with two more bits three, and so on.
-
-    Raises:
-        JpegError: The new codes would need more than 16 bits. Tables with up to 12 symbols never do, unless constructed
-            to.
+    Only the tables in `used` are filled.
     """
-    counts = spec.counts[table]
-    total = int(counts.sum(dtype=np.int64))
-    longest = int(np.flatnonzero(counts).max(initial=1))
-    used = sum(int(counts[length]) << (longest - length) for length in range(1, longest + 1))
-    for length in range(longest, MAX_CODE + 1):
-        free = (((1 << longest) - used) << (length - longest)) - 1
-        if free >= symbols.size:
-            counts[length] += symbols.size
-            spec.values[table, total : total + symbols.size] = symbols
-            return
-    raise JpegError("a Huffman table of this JPEG has no room for a code that the index needs. Re-encode it")
+    spec = Spec(np.zeros((TABLES, 17), np.uint8), np.zeros((TABLES, SYMBOLS), np.uint8))
+    for table in used:
+        _fit(counts[table], spec.counts[table], spec.values[table])
+    return spec
 
 
 def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
@@ -110,35 +94,30 @@ def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
     return tables
 
 
+def codes_of(tables: np.ndarray) -> np.ndarray:
+    """Return the bits to write for each symbol, (TABLES * SYMBOLS,) u64: its code, zeros for its value, their number in 8 bits.
+
+    Tables that `derive` has not filled have undefined codes.
+    """
+    values = np.arange(SYMBOLS, dtype=np.uint64) & np.uint64(15)  # a value's bits; a DC symbol is at most 11
+    terms = tables["code"].astype(np.uint64) << values
+    return ((terms << np.uint64(8)) | (tables["size"] + values)).ravel()
+
+
 @njit(nogil=True)
 def _derive_all(counts: np.ndarray, values: np.ndarray, used: np.ndarray, tables: np.ndarray) -> int:
     for number in used:
         if _derive(counts[number], values[number], tables[number]) != OK:
             return BAD_HEADER
-        if number >= AC:
-            _derive_leaps(counts[number], tables[number])
     return OK
 
 
 @njit(nogil=True)
-def step_of(entry: int) -> int:
-    """Return an AC term's size, coefficients << 8 | bits, given length << 8 | symbol. 0 gives 0 (no such code)."""
-    if entry == 0:
-        return 0
-    size, run = entry & 15, (entry >> 4) & 15
-    bits = (entry >> 8) + size
-    if size > 0 or run == 15:  # run 15 without a value: sixteen zeros
-        return ((run + 1) << 8) | bits
-    return (END_OF_BLOCK << 8) | bits
-
-
-@njit(nogil=True)
 def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
-    """Fill `table`, except "leaps", from counts (17,) u8 and values (256,) u8 (T.81 annex C)."""
+    """Fill `table`, from counts (17,) u8 and values (256,) u8 (T.81 annex C)."""
     table["values"][:] = values
     table["fast"][:] = 0
     table["size"][:] = 0
-    table["missing"][:] = 0
     code, position = 0, 0
     for length in range(1, MAX_CODE + 1):
         n = np.int64(counts[length])
@@ -160,42 +139,60 @@ def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
 
 
 @njit(nogil=True)
-def _derive_leaps(counts: np.ndarray, table: np.void) -> None:
-    """Fill table["leaps"]: entry (1 << n) + window is the size of the complete AC terms in a window with n bits.
+def _fit(counts: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> None:
+    """Fill lengths (17,) u8, the number of codes with each length, and values from counts (SYMBOLS,) i64 (T.81 K.2).
 
-    The size is coefficients << 8 | bits, as in step_of. A leap stops after an end-of-block symbol. Otherwise it is
-    shorter than a block. The first term in a window is followed by a smaller window, whose leap is known.
+    One more symbol, which is never coded, takes the code that consists of ones only.
     """
-    leaps = table["leaps"]
-    leaps[:] = 0
-    for n in range(1, LEAP_BITS + 1):
-        code, position = 0, 0
-        for length in range(1, n + 1):
-            for _ in range(counts[length]):
-                step = step_of((length << 8) | np.int64(table["values"][position]))
-                first, last = (1 << n) + (code << (n - length)), (1 << n) + ((code + 1) << (n - length))
-                _fill_leaps(leaps, first, last, n - (step & 255), step)
-                code += 1
+    symbols = np.append(np.flatnonzero(counts), SYMBOLS)
+    weights = np.append(counts[symbols[:-1]], 1)
+    sizes = np.zeros(symbols.size, np.int64)  # each symbol's code length
+    following = np.full(symbols.size, -1)  # the next symbol in the same tree
+    for _ in range(symbols.size - 1):
+        first = _rarest(weights, -1)
+        second = _rarest(weights, first)
+        weights[first] += weights[second]
+        weights[second] = 0
+        last = first
+        while following[last] >= 0:
+            last = following[last]
+        following[last] = second
+        while first >= 0:
+            sizes[first] += 1
+            first = following[first]
+    totals = np.zeros(max(symbols.size, MAX_CODE) + 1, np.int64)  # codes of each length
+    for size in sizes:
+        totals[size] += 1
+    for length in range(totals.size - 1, MAX_CODE, -1):
+        while totals[length] > 0:  # shorten a pair by one bit and lengthen a shorter code by one
+            shorter = length - 2
+            while totals[shorter] == 0:
+                shorter -= 1
+            totals[length] -= 2
+            totals[length - 1] += 1
+            totals[shorter + 1] += 2
+            totals[shorter] -= 1
+    longest = MAX_CODE
+    while totals[longest] == 0:
+        longest -= 1
+    totals[longest] -= 1  # the additional symbol's
+    lengths[:] = totals[: MAX_CODE + 1]
+    position = 0
+    for length in range(1, sizes.max() + 1):
+        for i in range(symbols.size - 1):
+            if sizes[i] == length:
+                values[position] = symbols[i]
                 position += 1
-            code <<= 1
-    for at in range(1 << LEAP_BITS, 2 << LEAP_BITS):
-        if leaps[at] == 0:
-            leaps[at] = UNKNOWN << 8
 
 
 @njit(nogil=True)
-def _fill_leaps(leaps: np.ndarray, first: int, last: int, rest: int, step: int) -> None:
-    """Set entries first to last to a term with size `step` and the leap in the `rest` bits after it."""
-    if rest < 0:
-        return
-    if step >> 8 == END_OF_BLOCK:
-        leaps[first:last] = step
-        return
-    for at in range(first, last, 1 << rest):
-        for i in range(1 << rest):
-            leap = np.int64(leaps[(1 << rest) + i])
-            whole = ((step >> 8) & 127) + ((leap >> 8) & 127) < BLOCK
-            leaps[at + i] = step + leap if whole else step
+def _rarest(weights: np.ndarray, other: int) -> int:
+    """Return the last position with the least weight above zero, except `other`."""
+    found = -1
+    for i in range(weights.size):
+        if weights[i] > 0 and i != other and (found < 0 or weights[i] <= weights[found]):
+            found = i
+    return found
 
 
 @njit(nogil=True)
