@@ -94,7 +94,7 @@ def open_image(source: bytes | StrPath) -> Image.Image:
     """
     data = source if isinstance(source, bytes) else read_regular(source, MAX_FILE_BYTES)
     if data.startswith(b"\xff\xd8") and len(_SCAN.findall(data)) > MAX_SCANS:
-        raise OSError(f"a JPEG of more than {MAX_SCANS} scans")
+        raise OSError(f"a JPEG with more than {MAX_SCANS} scans")
     formats = ("HEIF",) if _HEIC.match(data) else FORMATS
     if formats != FORMATS:
         if not reads_heic():
@@ -106,7 +106,7 @@ def open_image(source: bytes | StrPath) -> Image.Image:
             warnings.simplefilter("ignore")
             return _stretch_colours(Image.open(io.BytesIO(data), formats=formats), data)
     except UnidentifiedImageError:  # its message contains a memory address, which differs in every run
-        raise UnidentifiedImageError("not an image of a known format") from None
+        raise UnidentifiedImageError("not an image in a known format") from None
 
 
 def _stretch_colours(image: Image.Image, data: bytes) -> Image.Image:

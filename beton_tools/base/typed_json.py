@@ -50,7 +50,7 @@ def check_version(where: str, document: Mapping[str, Any], version: int) -> None
     found = document.get("version")
     if found != version:
         raise UserError(
-            f"{where} has format version {found!r:.40}, expected {version}. Use the version of fastft that wrote it"
+            f"{where} has format version {found!r:.40}, expected {version}. Use the fastft version that wrote it"
         )
 
 

@@ -88,10 +88,7 @@ def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
     """
     if not _has_labels(beton):
         if {"label", "labels"} & {field.name for field in beton.fields}:
-            yield (
-                "tables",
-                "the field of labels is neither int nor array, so the file cannot be used for classification",
-            )
+            yield ("tables", "the label field is neither int nor array, so the file cannot be used for classification")
         return
     labels = beton.labels
     low, high = (0, labels.shape[1] - 1) if labels.ndim == 2 else (labels.min(), labels.max())
@@ -107,7 +104,7 @@ def _check_manifest(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str
         except UserError as error:
             yield "manifest", str(error)
     if manifest.image_crc32 and manifest.image_crc32 != read_image_crc32(beton):
-        yield "manifest", "image_crc32 is not that of the images"
+        yield "manifest", "image_crc32 does not match the images"
     for what, values in (("classes", manifest.classes), ("class_names", manifest.known_classes.labels)):
         twice = [name for name, count in Counter(values).items() if count > 1]
         if twice:

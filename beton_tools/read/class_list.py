@@ -137,7 +137,7 @@ def compare_classes(
     if not classes.is_named and not expected.is_named:
         return ""
     nameless, named = (other, where) if classes.is_named else (where, other)
-    return f"{nameless} has no class names, so its labels are taken as numbers of the classes in {named}"
+    return f"{nameless} has no class names, so its labels are taken as the class numbers in {named}"
 
 
 def _are_numbers(classes: Classes) -> bool:

@@ -306,13 +306,13 @@ def pack_names(names: Names) -> dict[str, str]:
 def _unpack_contents(packed: dict[str, str], count: int) -> np.ndarray:
     require(len(packed["ids"]) <= 11 * count + 4, "the table is longer than stated")
     ids = np.frombuffer(base64.b64decode(packed["ids"], validate=True), "<u8")
-    require(len(ids) == count, "the table does not fit the number of samples")
+    require(len(ids) == count, "the table does not have one row per sample")
     return ids
 
 
 def _unpack_names(packed: dict[str, str], count: int) -> Names:
     lengths = np.frombuffer(_inflate(packed["lengths"], 2 * count), "<u2").astype(np.int64)
-    unfit = "the name table does not fit the number of samples"
+    unfit = "the name table does not match the samples"
     require(len(lengths) == count and lengths.max(initial=0) <= MAX_NAME_BYTES, unfit)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     blob = _inflate(packed["text"], int(offsets[-1]))

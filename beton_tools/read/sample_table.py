@@ -82,9 +82,7 @@ class SampleTable(ABC):
             return self.label_sets
         ints = [f for f in self.fields if f.type_id == INT_TYPE]
         if not ints:
-            raise UserError(
-                f"{self.title}: has no field of labels (int or array), so it cannot be used for classification"
-            )
+            raise UserError(f"{self.title}: has no label field (int or array), so it cannot be used for classification")
         named = [f for f in ints if f.name == "label"]
         return self.metadata[(named or ints)[0].column]
 

@@ -105,7 +105,7 @@ class Source(ABC):
         if lengths.max(initial=0) > MAX_NAME_BYTES:
             name = self.names[int(lengths.argmax())]
             raise UserError(
-                f"{self.title}: the name of an image has {lengths.max():,} bytes ({name[:40]}...). "
+                f"{self.title}: an image's name has {lengths.max():,} bytes ({name[:40]}...). "
                 f"Rename it to at most {MAX_NAME_BYTES:,} bytes"
             )
 
@@ -328,7 +328,7 @@ def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | 
     classes = classes or tuple(map(str, range(highest + 1)))
     if highest >= len(classes):
         raise UserError(
-            f"{root}: label {highest}, but there are only {len(classes)} classes. Correct the label or the list of classes"
+            f"{root}: label {highest}, but there are only {len(classes)} classes. Correct the label or the class list"
         )
     return classes
 
@@ -352,9 +352,9 @@ def check_classes(
 
 
 def note_numbers(root: SourcePath | str, classes: Sequence[str]) -> None:
-    """Note that labels without names were taken as numbers of the given classes."""
+    """Note that labels without names were taken as the given classes' numbers."""
     if isinstance(classes, KnownClasses) and Classes(tuple(classes)).is_named:
-        classes.notes.append(f"{root}: the labels are numbers without names, taken as numbers of the given classes")
+        classes.notes.append(f"{root}: the labels are numbers without names, taken as the given classes' numbers")
 
 
 def are_positions(labels: Collection[str], classes: Sequence[str]) -> bool:

@@ -156,7 +156,7 @@ def _open_prefix(folder: RemotePath, classes: Sequence[str] | None, single: bool
         if shards := _files_in(folder, suffix):
             return _open(folder, shards, classes, single)
     raise UserError(
-        f"{folder}: no .parquet or .tar in it. Folders of images are read from local disks only. Pack them into tars"
+        f"{folder}: no .parquet or .tar in it. Folders with images are read from local disks only. Pack them into tars"
     )
 
 

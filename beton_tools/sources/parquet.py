@@ -429,7 +429,7 @@ def _label_column(path: SourcePath, schema: pa.Schema) -> str:
     if (named := find_column(schema.names, LABEL_COLUMNS)) is not None:
         raise _wrong_type(path, schema.field(named))
     which = f"{' or '.join(others)} could be" if others else f"none of {', '.join(schema.names)} is"
-    raise UserError(f"{path}: {which} the label column. Name the column of labels 'label'")
+    raise UserError(f"{path}: {which} the label column. Name the label column 'label'")
 
 
 def _wrong_type(path: SourcePath, label: pa.Field) -> UserError:

@@ -246,7 +246,7 @@ def number_by_name(
     if classes is None or (own is not None and list(own) == list(classes)):
         return labels
     if isinstance(classes, KnownClasses) and classes.by_position:
-        classes.notes.append(f"{source}: the labels are taken as numbers of the given classes, as you say")
+        classes.notes.append(f"{source}: the labels are taken as the given classes' numbers, as you say")
         return labels
     used = labels.tolist() if own is None or labels.max(initial=-1) >= len(own) else [own[k] for k in labels.tolist()]
     names = list(map(str, used))
@@ -365,7 +365,7 @@ def _is_utf8(text: str) -> bool:
 def _below(root: Path, table: Path, cell: str) -> str:
     """Return a path from the table `table`, relative to `root`."""
     if "://" in cell:
-        raise UserError(f"{table}: {cell} is a URL. Download the images, and list the paths of their files")
+        raise UserError(f"{table}: {cell} is a URL. Download the images, and list their paths")
     return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
 
 

@@ -68,7 +68,7 @@ class _HeaderReader:
             raise tarfile.ReadError(f"a header of {size} bytes")
         header = self._file.read(size)
         if size > _BLOCK and _TOO_MANY_DIGITS.search(header):
-            raise tarfile.ReadError("a number of more than 255 digits in a header")
+            raise tarfile.ReadError("a number with more than 255 digits in a header")
         return header
 
     def seek(self, offset: int) -> int:
@@ -103,10 +103,10 @@ def members(
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
             if info.size < 0 or tar.offset <= position:  # the same headers could be read forever
-                raise tarfile.ReadError("a member of negative size")
+                raise tarfile.ReadError("a member with a negative size")
             position, count, names, total = tar.offset, count + 1, names + len(info.name), total + info.size
             if count > FIRST_MEMBERS and total < LEAST_MEAN * count:
-                raise UserError(f"{path}: {count:,} members have {total:,} bytes together. Give an archive of images")
+                raise UserError(f"{path}: {count:,} members have {total:,} bytes together. Give an archive with images")
             if count > MAX_MEMBERS or names > MAX_NAMES:
                 raise UserError(
                     f"{path}: more than {MAX_MEMBERS:,} members, or {MAX_NAMES >> 20} MiB of names. Divide it into several "
@@ -203,7 +203,7 @@ class SpanTable:
             key: Sort key for an image, given its index in this table. None keeps the archives' order.
         """
         if not self.names:
-            raise UserError(f"{root}: contains no images. Give an archive of images")
+            raise UserError(f"{root}: contains no images. Give an archive with images")
         order = np.arange(len(self.names)) if key is None else np.array(sorted(range(len(self.names)), key=key))
         return SpanSource(
             kind,

@@ -41,7 +41,7 @@ _REMEDY = "If memory, processes (ulimit -u, pids.max) or open files (ulimit -n) 
 _NO_THREAD = 71  # a worker's exit code if no thread can be started, and the server's if no process can (EX_OSERR)
 _GUARD = "A script that converts images needs `if __name__ == '__main__':` around its statements"
 _NO_PROCESS = (
-    "The limit on processes and threads is reached (ulimit -u, or pids.max of the control group). Use fewer --workers, then "
+    "The limit on processes and threads is reached (ulimit -u, or pids.max in the control group). Use fewer --workers, then "
     "run the same command again to continue"
 )
 _CONTINUE = f"{_REMEDY}, then run the same command again to continue"

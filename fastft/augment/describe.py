@@ -84,7 +84,7 @@ def _describe_ops(policy: AugmentPolicy) -> list[str]:
         chains = f"{drawn.width} chains of {depth} of {len(drawn.ops)} ops"
         return [f"{policy.augment}: {chains}, magnitude {_describe_magnitude(drawn)}, alpha {drawn.alpha:g}"]
     if isinstance(drawn, ThreeAugment):
-        return [f"{policy.augment}: one of grayscale, solarise and blur, then {_describe_jitter(drawn.jitter)}"]
+        return [f"{policy.augment}: grayscale, solarise or blur, then {_describe_jitter(drawn.jitter)}"]
     return []
 
 

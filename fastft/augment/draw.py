@@ -321,7 +321,7 @@ JITTER_ORDERS = np.array(list(permutations([BRIGHTNESS, CONTRAST, COLOR])), np.u
 
 @njit()
 def _draw_three(p, who, row):
-    """Draw DeiT III's 3-Augment: one of grayscale, solarise and blur, then torchvision's colour jitter."""
+    """Draw DeiT III's 3-Augment: grayscale, solarise or blur, then torchvision's colour jitter."""
     which, radius, _, _ = _words(who, OP)
     choice = rng.below(which, 3)
     if choice == 0:

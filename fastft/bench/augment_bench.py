@@ -83,8 +83,8 @@ PLANS = (
             keep=("gb", "bandwidth_share"), arms={policy: {"augment": policy} for policy in GPU_POLICIES},
         ),
         Figure(
-            "augment.copy", "Copy of a batch to the GPU", "ms per batch", "ms", better="lower", chapter=ON_GPU,
-            about="The crops of a batch from pinned memory.", keep=("gb",), arms={"copy": {}},
+            "augment.copy", "Copying a batch to the GPU", "ms per batch", "ms", better="lower", chapter=ON_GPU,
+            about="A batch's crops from pinned memory.", keep=("gb",), arms={"copy": {}},
         ),
     ], gpu, needs_gpu=True),
 )  # fmt: skip

@@ -241,7 +241,7 @@ PLANS = (
         ),
         Figure(
             "loader.memory", "Peak memory", "MB", "memory_mb", better="lower", chapter=START,
-            about=f"{START_ABOUT}Memory that the system cannot drop, over all processes of a loader.",
+            about=f"{START_ABOUT}Memory that the system cannot drop, over all the loader's processes.",
             rows=[Row("peak memory, batch 256", "timm", last=True)],
         ),
     ], starts, fresh=True, most_rounds=3),

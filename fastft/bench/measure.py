@@ -23,7 +23,7 @@ WALL, CPU = "wall", "cpu"  # a round's value: images per second of wall time, or
 WALL_RATE, CPU_RATE = "images/s", "images per CPU second"  # their units
 # the page's chapters, in their order; measures over threads or image sizes are drawn as lines in a chapter of their own
 LOADING, LINES, SPLIT, START, CORES, ON_GPU, TRAINING = CHAPTERS = (
-    "Images per second", "Threads and image sizes", "Where the time of one image goes", "Start and memory",
+    "Images per second", "Threads and image sizes", "Where the time for one image goes", "Start and memory",
     "CPU cores that your GPUs need", "On the GPU", "Training",
 )  # fmt: skip
 Setting = Mapping[str, str | int | float]

@@ -182,9 +182,9 @@ def _notes(quick: bool) -> list[str]:
     notes = [
         f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: unchanged.",
         "The images are in the page cache unless a measure says otherwise.",
-        "Each contender has a process of its own on the same cores. Rounds alternate between contenders in an order that is "
+        "Each contender has its own process on the same cores. Rounds alternate between contenders in an order that is "
         "drawn anew for each, and the first is not counted.",
-        "Images per CPU second count the CPU time of all threads and workers of a contender.",
+        "Images per CPU second count the CPU time of all threads and workers.",
     ]
     return [*notes, "This was a quick run. Its results mean nothing."] if quick else notes
 

@@ -69,7 +69,7 @@ CONVERT_KINDS = {
         "cmd_convert.Folder",
         "write a labelled set, such as a folder with one folder per class, to a .beton file",
     ),
-    "imagenet": ("cmd_convert.Imagenet", "write ImageNet, in any of its common layouts, to train.beton and val.beton"),
+    "imagenet": ("cmd_convert.Imagenet", "write ImageNet, in any common layout, to train.beton and val.beton"),
 }
 COMMANDS = {
     "train": ("cmd_train", "train a recipe, or continue its run directory"),
@@ -81,7 +81,7 @@ COMMANDS = {
         "cmd_cost",
         "predict GPU-hours and money for recipes or whole sweeps, modelled from FLOPs and memory traffic",
     ),
-    "sweep": ("cmd_sweep", "train or resume the rows of a paper table, or a grid of options, and compare them"),
+    "sweep": ("cmd_sweep", "train or resume the rows in a paper table or an option grid, and compare them"),
     "eval": ("cmd_eval", "evaluate a checkpoint on .beton files: accuracy, metrics per class, calibration"),
     "predict": ("cmd_predict", "label image files with a checkpoint, or write their embeddings"),
     "zeroshot": (

@@ -23,7 +23,9 @@ OVERRIDES = (
     "You can add any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4. fastft options lists\n"
     "them all. Short names: "
 )
-RECIPE = "a recipe that fastft recipes lists (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
+RECIPE = (
+    "a recipe that fastft recipes lists (final_b16), a file (mine.yaml), or a table row (02_lr[1e-5], mine.yaml[LABEL])"
+)
 
 
 def print_line(console: Any, text: str) -> None:
@@ -164,6 +166,6 @@ SHARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",
     },
-    "price": {"type": positive(float), "help": "price of one GPU-hour (default: no money is shown)"},
+    "price": {"type": positive(float), "help": "price per GPU-hour (default: no money is shown)"},
     "json": {"action": "store_true", "help": "print JSON"},
 }  # fmt: skip

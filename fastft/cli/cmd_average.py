@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     alphas = "with two models: weights to try for the second model, separated by commas (default 0,0.1,...,1)"
     parser.add_argument("--alpha", type=alpha_list, metavar="A,B,...", help=alphas)
     soup = (
-        "with several models. uniform: the mean of all. greedy: starting from the best, "
+        "with several models. uniform: their mean. greedy: starting from the best, "
         "add each model that does not make it worse"
     )
     parser.add_argument("--soup", choices=SOUPS, help=soup)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images = "folder with JPEGs, one folder per class (default: $FASTFT_IMAGENET_SAMPLE, else packaged photographs)"
     add("--images", type=Path, metavar="DIR", help=images)
     add("--count", type=positive(int), metavar="N", help="maximum number of images (default 700)")
-    peers = f"other libraries to measure: all (default), none, or some of {','.join(PEERS)}"
+    peers = f"other libraries to measure: all (default), none, or names: {','.join(PEERS)}"
     add("--peers", default="all", metavar="NAME,...", help=peers)
     own = "your own loader: a Python file and its function that returns an iterable of batches (docs/benchmarks.md)"
     add("--contender", metavar="FILE.py:FUNCTION", help=own)
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="recipe that e2e trains (default on a CPU: a tiny recipe)",
     )
-    seed = "draws the order of contenders in each round (default: another one each time, which the result states)"
+    seed = "draws the contenders' order in each round (default: another one each time, which the result states)"
     add("--seed", type=at_least(0), metavar="N", help=seed)
     add("--quick", action="store_true", help="run every path once on few images. The results mean nothing")
     add(

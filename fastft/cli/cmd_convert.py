@@ -53,7 +53,7 @@ class Folder:
         parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)
         indices = "use the folders' names as labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
         parser.add_argument("--class-indices", action="store_true", help=indices)
-        single = 'read a label cell such as "cat;dog" as the name of one class (default: as several labels)'
+        single = 'read a label cell such as "cat;dog" as one class name (default: as several labels)'
         parser.add_argument("--single-label", action="store_true", help=single)
         _add_options(parser)
 
@@ -74,7 +74,7 @@ class Folder:
                 say,
             )
         if "labels" in manifest.source:
-            print_printable(f"{manifest.source['labels']}. --single-label reads each as the name of one class")
+            print_printable(f"{manifest.source['labels']}. --single-label reads each as one class name")
         path = converted_path(args.out, options)
         _print_summary(path, manifest)
         _print_warnings(*(path,) if args.classes_of is None else (args.classes_of, path))
@@ -139,7 +139,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--write-mode", choices=WRITE_MODES, default=default.write_mode, help=mode)
     error = f"stop at an image that cannot be stored, or skip and list it (default: {default.on_error})"
     images.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
-    number(file, "subset_per_class", "N", "keep only N images of each class ({}), chosen at random with --shuffle-seed")
+    number(file, "subset_per_class", "N", "keep only N images per class ({}), chosen at random with --shuffle-seed")
     number(
         file,
         "shuffle_seed",

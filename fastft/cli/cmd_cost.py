@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "price")
     add("--mfu", type=share, help="also show the cost at this MFU, such as 0.45 or 45%%")
     measured = (
-        "results of fastft bench, whose images/s replace assumptions: for the step on "
+        "fastft bench results, whose images/s replace assumptions: for the step on "
         "this GPU, and for the loader per core"
     )
     add("--measured", type=Path, metavar="BENCH.json", help=measured)
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.gpu is None and args.price is not None:
-        raise UserError("--price applies to one kind of GPU. Add --gpu, for example --gpu v100")
+        raise UserError("--price applies to one GPU model. Add --gpu, for example --gpu v100")
     from fastft.cli.printing import print_prices
     from fastft.cost.measured import Measured
     from fastft.cost.price import CostQuery, price_recipes

@@ -23,7 +23,7 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    images = "image files, or folders of them. For --features also .beton files"
+    images = "image files, or folders with images. For --features also .beton files"
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help=images)
     topk = "classes per image (default 5. With several labels per image: all that reach their thresholds)"
     parser.add_argument("--topk", type=positive(int), help=topk)

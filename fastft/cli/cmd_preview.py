@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     parser.add_argument("--epoch", type=at_least(0), default=0, help="epoch to draw (default 0)")
-    parser.add_argument("--count", type=positive(int), default=12, help="number of images (default 12)")
+    parser.add_argument("--count", type=positive(int), default=12, help="images to draw (default 12)")
     add_shared(parser, "overwrite")
 
 

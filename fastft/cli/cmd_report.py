@@ -26,7 +26,7 @@ COMPARED = "comparison.html"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    what = "run directories, or result files of fastft bench. With several, the page compares them"
+    what = "run directories, or result files from fastft bench. With several, the page compares them"
     add("paths", metavar="RUN|BENCH.json", type=Path, nargs="+", help=what)
     where = f"default: report.html in the run directory, NAME.html for results, {COMPARED} beside the first of several"
     add("--out", type=Path, metavar="FILE", help=where)
@@ -36,11 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "weights")
     replace = "replace the file that --out names. The default page is replaced without this"
     add("--overwrite", action="store_true", help=replace)
-    fail = (
-        "exit code 1 if a figure of fastft in the last benchmark result is significantly below this share of the first"
-    )
+    fail = "exit code 1 if a fastft figure in the last benchmark result is significantly below this share of the first"
     add("--fail-below", type=share, metavar="RATIO", help=fail)
-    add("--json", action="store_true", help="print the comparison of benchmark results as JSON (docs/bench-schema.md)")
+    add("--json", action="store_true", help="print the benchmark comparison as JSON (docs/bench-schema.md)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     results = [path for path in args.paths if path.is_file() or path.suffix == ".json"]
     if (args.json or args.fail_below is not None) and not 1 < len(results) == len(args.paths):
-        raise UserError("--json and --fail-below compare benchmark results. Give two JSON files of fastft bench")
+        raise UserError("--json and --fail-below compare benchmark results. Give two JSON files from fastft bench")
     if len(args.paths) == 1 and not results:
         print_printable(
             str(write_run_page(args.paths[0], args.out, args.mistakes, args.weights, args.price, args.overwrite))
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if results and len(results) == len(args.paths):
         return report_results(args)
     if results:
-        raise UserError("give run directories, or JSON files of fastft bench, not both")
+        raise UserError("give run directories, or JSON files from fastft bench, not both")
     for name in ("mistakes", "weights"):
         if getattr(args, name) != AUTO:
             raise UserError(f"--{name} needs a page about one run. Leave it out, or give one run directory")

@@ -20,7 +20,7 @@ TABLES = Path("runs/sweeps")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     tables = (
-        "tables (05_llrd, mine.yaml), rows of them (02_lr[1e-5]), or one recipe, with options that list several values separated "
+        "tables (05_llrd, mine.yaml), table rows (02_lr[1e-5]), or one recipe, with options that list several values separated "
         "by commas"
     )
     add("sweeps", metavar="TABLE", type=recipe_reference, nargs="+", help=tables)

@@ -157,7 +157,7 @@ def check_pixels(f: Facts) -> Result | None:
     if f.pixels_error is not None and UNFINISHED in f.pixels_error:  # a 40 s check
         return WARN, f.pixels_error, "run fastft doctor again when the machine is less busy"
     if f.pixels_error is not None:
-        fix = "make setup PYTHON=python3.11, and report this with the versions of Python and Numba"
+        fix = "make setup PYTHON=python3.11, and report this with your Python and Numba versions"
         return FAIL, f.pixels_error, fix
     return None if f.pixels is None else (OK, f.pixels, "")
 

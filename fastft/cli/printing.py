@@ -144,7 +144,7 @@ def _print_cost(cost: Cost, count: int, gpus: Sequence[str], console: Console) -
     header = ["GPU", "hours", "MFU", "roofline", "GB", "images"]
     print_table(compact_table(f"{gflop:.1f} GFLOP per training image, {hours} (modelled)", header, rows), console)
     star = [LOADER_LIMITS] if any("*" in row[1] for row in rows) else []
-    memory = "GB: memory used on each GPU, modelled for a forward pass of this many images"
+    memory = "GB: memory used on each GPU, modelled for a forward pass with this many images"
     for line in [ENDS, f"{val.what}: {val.value:,.0f}", *star, memory, *misfits, *([SHARD] if misfits else [])]:
         console.print(line)
 

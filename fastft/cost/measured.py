@@ -96,7 +96,7 @@ class Measured:
         """Say why a recipe's step is modelled although a result was given."""
         where = self.result.machine.gpu
         if where is None:
-            yield f"{self.name} was measured without a GPU, so the speed of the step is modelled"
+            yield f"{self.name} was measured without a GPU, so the step's speed is modelled"
         elif self.gpu != gpu:
             yield f"{self.name} was measured on {where}, not on {gpu.name}, so its training step is not used"
         else:

@@ -16,7 +16,7 @@ IMAGES_PER_CORE, EVAL_IMAGES_PER_CORE = 2312.0, 1240.0
 SOURCES = {
     "loader_rate": "training images/s that the loader delivers per GPU",
     "eval_loader_rate": "validation images/s that the loader delivers per GPU",
-    "pass_start_seconds": "start of one pass over the validation images, in seconds",
+    "pass_start_seconds": "seconds to start one pass over the validation images",
     "start_seconds": "process start, JIT compilation, weights, first batch, in seconds",
 }
 

@@ -320,7 +320,7 @@ class TrainLoader(_BetonLoader):
         """
         own = self.state_dict()
         if missing := own.keys() - state.keys():
-            raise UserError(f"not the state of a loader: it has no {min(missing)}. Give what state_dict() returned")
+            raise UserError(f"not a loader's state: it has no {min(missing)}. Give what state_dict() returned")
         layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")
         for name in ("seed", "num_samples", "batch_size", "order", *layout):
             if state[name] != own[name]:

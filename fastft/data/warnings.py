@@ -146,7 +146,7 @@ def _look_alike(classes: Sequence[str]) -> list[Warned]:
     for name in classes:
         alike.setdefault(_plain(name), []).append(name)
     pairs = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
-    text = "{} only in case, spaces, width, look-alike letters or the writing of a number, and are trained as different classes"
+    text = "{} only in case, spaces, width, look-alike letters or how a number is written, and are trained as different classes"
     return warning(text, "pair of class names differs", "groups of class names differ", pairs)
 
 

@@ -106,7 +106,7 @@ def _extract(trained: Trained, sources: Sequence[Path], world: World, say: Say) 
         raise UserError("no image could be read. See the reasons above")
     if len({part.labels_N.ndim for part in parts}) > 1:
         raise UserError(
-            "multi-label and single-label images have arrays of different shapes. Write one --features file for each"
+            "multi-label and single-label images have arrays with different shapes. Write one --features file for each"
         )
     features_ND, labels_N = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
     files = [name for part in parts for name in part.files]

@@ -171,23 +171,23 @@ class Predictor:
         if not 0 <= min_probability <= 1:
             raise UserError(f"min_probability is {min_probability:g}. Give a number from 0 to 1")
         if min_probability and self.trained.recipe.data.multi_label:
-            raise UserError("each label of this model has its own threshold. Leave --min-probability out")
+            raise UserError("each label in this model has its own threshold. Leave --min-probability out")
         if flip_average and not self.trained.recipe.augment.hflip:
             raise UserError("this model was trained without horizontal flips. Leave --flip-average out")
         self.foreign_below = self._foreign_limit(logit_adjustment) if reject_foreign else -math.inf
         self.votes = votes
         if votes and flip_average:
-            raise UserError("votes are those of one view of an image. Leave --flip-average out, or --votes")
+            raise UserError("votes are computed for one view only. Leave --flip-average out, or --votes")
         if votes:
             refuse_votes(self.trained)
             self.trained = replace(self.trained, recipe=self.trained.recipe.with_option("train.amp", "fp32"))
 
     def _foreign_limit(self, logit_adjustment: bool) -> float:
         if self.trained.recipe.data.multi_label:
-            raise UserError("each label of this model has its own threshold. Leave --reject-foreign out")
+            raise UserError("each label in this model has its own threshold. Leave --reject-foreign out")
         if logit_adjustment or self.flip_average:
             other = "--logit-adjustment" if logit_adjustment else "--flip-average"
-            raise UserError(f"--reject-foreign compares with the logits of the validation images. Leave {other} out")
+            raise UserError(f"--reject-foreign compares with the validation images' logits. Leave {other} out")
         if self.trained.foreign_below is None:
             raise UserError(
                 f"{self.trained.path} does not say what its validation images reach: it has none, or was written by an earlier "
@@ -255,7 +255,7 @@ def _checked_source(image: Given) -> Source:
         if image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)):
             return Image.fromarray(image)
         what = f"an array of {image.dtype} {image.shape}"
-    raise UserError(f"{what} is not an image. Give a path, a Pillow image, or an array of uint8 (height, width, 3)")
+    raise UserError(f"{what} is not an image. Give a path, a Pillow image, or a uint8 array (height, width, 3)")
 
 
 def predict_files(

@@ -110,15 +110,15 @@ def _refuse_other(trained: Trained, expected: Trained, name: str) -> None:
     models = trained.model, expected.model
     ours, theirs = ((m.visual.arch, m.pool, {k: v.shape for k, v in m.state_dict().items()}) for m in models)
     if ours != theirs:
-        raise UserError(f"{name} has another architecture or head than {expected.path}. Average models of one recipe")
+        raise UserError(f"{name} has another architecture or head than {expected.path}. Average models from one recipe")
     same = trained.known_classes.rows_in(expected.known_classes) == list(range(len(expected.classes)))
     if not same or len(trained.outputs) != len(expected.outputs):
-        raise UserError(f"{name} has other classes than {expected.path}. Average models of the same classes")
+        raise UserError(f"{name} has other classes than {expected.path}. Average models with the same classes")
     if trained.state is not None and expected.state is not None:
         seen = expected.state.seen_differently(trained.state)
         if seen:
             raise UserError(
-                f"{name} sees images differently than {expected.path}: {describe(seen)}. Average models of one recipe"
+                f"{name} sees images differently than {expected.path}: {describe(seen)}. Average models from one recipe"
             )
 
 

@@ -90,11 +90,11 @@ def find_names(data: Path, manifest: Manifest | None) -> tuple[list[str], str]:
     if all(name in label_of for name in manifest.classes):
         return [
             IMAGENET_CLASSNAMES[label_of[name]] for name in manifest.classes
-        ], "open_clip's names of ImageNet's classes"
+        ], "open_clip's names for ImageNet's classes"
     labels = list(manifest.known_classes.names)
     if manifest.class_names is not None and all(map(is_wnid, manifest.classes)):
-        return [label.partition(",")[0] for label in labels], "the first names of the synsets"
-    return [label.replace("_", " ") for label in labels], "the names of the folders"
+        return [label.partition(",")[0] for label in labels], "the first name in each synset"
+    return [label.replace("_", " ") for label in labels], "the folder names"
 
 
 def _templates(name: str) -> Sequence[Template]:
@@ -183,7 +183,7 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
 def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
     given = config.get("text_cfg")
     if not isinstance(given, dict):
-        raise UserError(f"{name} has no text tower (no text_cfg). Use an architecture of open_clip's CLIP models")
+        raise UserError(f"{name} has no text tower (no text_cfg). Use an open_clip CLIP architecture")
     text_config = CLIPTextCfg(**given)
     return text_config
 

@@ -70,7 +70,7 @@ def _summary(trained: Trained) -> str:
     how = "a linear probe on" if trained.kind == PROBE else "fine-tuned from"
     count = sum(p.numel() for p in trained.model.parameters())
     classes = f" Classes: {', '.join(trained.classes)}." if len(trained.classes) <= FEW_CLASSES else ""
-    several = " an image may have any number of them (sigmoid);" if recipe.data.multi_label else ""
+    several = " an image may have several or none (sigmoid);" if recipe.data.multi_label else ""
     return (
         f"Image classifier with {recipe.data.num_classes} classes:{several} {tower}, {count / 1e6:.1f} M parameters "
         f"({_plain(recipe.model.arch)}), {how} `{Path(recipe.model.weights).name}` with fastft {__version__}.{classes}"
@@ -118,7 +118,7 @@ def _metrics(trained: Trained) -> str:
     if trained.scores is None or (evaluation is None and trained.kind != PROBE):
         return "These weights were not evaluated."
     if trained.kind == PROBE or evaluation is None:
-        evaluated, chosen = [(PROBE, trained.scores)], "Head of the linear probe"
+        evaluated, chosen = [(PROBE, trained.scores)], "The linear probe's head"
     else:
         evaluated = [
             (name, s) for kind, name in (("ema", "EMA"), ("raw", "raw")) if (s := evaluation.of(kind)) is not None

@@ -33,7 +33,7 @@ def image_record(recipe: Recipe) -> dict[str, object]:
 
 LICENCE = (
     "The weights derive from pretrained weights and from training images. "
-    "The licences of both apply to what you do with them."
+    "Both licences apply to what you do with the weights."
 )
 
 

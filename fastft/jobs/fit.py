@@ -314,4 +314,4 @@ def load(run: str | Path, device: str = "auto") -> TrainedRun:
     folder = Path(run)
     if result := read_result(folder):
         return TrainedRun(folder, result, device)
-    raise UserError(f"{folder} has no result.json: give the run directory of a training that has ended")
+    raise UserError(f"{folder} has no result.json: give the directory of a run that has ended")

@@ -248,17 +248,17 @@ def read_result(path: Path) -> Result:
     Raises UserError if there is no such file, if it is something else, or if a share in it is above 100 %.
     """
     try:
-        value: Any = msgspec.json.decode(read_user_file(path, MAX_RESULT_BYTES, "a result file of fastft bench"))
+        value: Any = msgspec.json.decode(read_user_file(path, MAX_RESULT_BYTES, "a result file from fastft bench"))
         if not isinstance(value, dict) or "measures" not in value:
-            raise UserError(f"{path} is not a result of fastft bench. Give the JSON file that it wrote")
+            raise UserError(f"{path} is not a fastft bench result. Give the JSON file that it wrote")
         if value.get("format") != FORMAT:
             raise UserError(
-                f"{path} has format {value.get('format', 1)}, but this version of fastft reads format {FORMAT}. "
+                f"{path} has format {value.get('format', 1)}, but this fastft version reads format {FORMAT}. "
                 "Measure again with fastft bench"
             )
         result: Result = check(str(path), _printable(value), Result)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a result of fastft bench: {error}") from None
+        raise UserError(f"{path} cannot be read as a fastft bench result: {error}") from None
     if result.machine.gpu is None:
         result.measures = [without_shares(m, [MFU]) for m in result.measures if not m.key.endswith(f".{MFU}")]
     for measure in result.measures:

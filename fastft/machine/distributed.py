@@ -215,7 +215,7 @@ class World:
         if len(on) == 1:
             return None
         return (
-            f"{on['cpu']} has no GPU, and {on['cuda']} has one. All processes need the same kind of device. "
+            f"{on['cpu']} has no GPU, and {on['cuda']} has one. All processes need the same device type. "
             "Run fastft doctor on the first host, or leave it out"
         )
 

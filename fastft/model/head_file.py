@@ -135,8 +135,8 @@ def head_of_weights(model: ImageClassifier, recipe: Recipe, classes: Classes) ->
 
 _READS = {
     CLASS: "the class token",
-    PATCHES: "the mean of the patch tokens",
-    CLASS_PATCHES: "the class token beside the mean of the patch tokens",
+    PATCHES: "the mean patch token",
+    CLASS_PATCHES: "the class token beside the mean patch token",
     ATTENTION: "the patch tokens, pooled by attention",
     TOKEN: "CLIP's embedding",
     "timm": "the features that timm pools",
@@ -163,7 +163,7 @@ def set_head(model: ImageClassifier, head: Head, path: Path) -> None:
     if shape != expected:
         raise UserError(
             f"model.head {path} has {shape[0]} classes and {shape[1]} inputs, but the model has {expected[0]} and {expected[1]}. "
-            "Make the head for the classes and architecture of the recipe"
+            "Make the head for the recipe's classes and architecture"
         )
     model.head.weight.copy_(head.weight_KD)
     model.head.bias.copy_(head.bias_K)

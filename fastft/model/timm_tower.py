@@ -316,7 +316,7 @@ def load_timm_weights(model: TimmClassifier, weights: str) -> None:
     state = read_weights(folder or expand_home(weights))
     if is_transformers(state):
         raise UserError(
-            f"{weights} is a CLIP model of transformers. Set model.arch to open_clip's name, such as ViT-B-16-quickgelu"
+            f"{weights} is a CLIP model from transformers. Set model.arch to open_clip's name, such as ViT-B-16-quickgelu"
         )
     if any(key.startswith(TRUNK) for key in state):
         state = {k.removeprefix(TRUNK): v for k, v in state.items() if k.startswith(TRUNK)}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 MAX_PICKLE_BYTES = 64 << 20  # the pickle has only names and shapes: 0.2 MB for OpenAI's largest model
-HAS_BYTEARRAY = "it holds a bytearray, which could take any amount of memory. Save only the state dict"
+HAS_BYTEARRAY = "it holds a bytearray, which could fill the memory. Save only the state dict"
 MAX_NAMES = 1 << 20  # characters in all names together: 30,000 in OpenAI's largest model
 # sizes of the three records at the end of a zip file (APPNOTE.TXT, 4.3.14 to 4.3.16); only the last is always there
 END_64_BYTES, LOCATOR_BYTES, END_BYTES = 56, 20, 22
@@ -151,7 +151,7 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
         seen.add(id(attributes))
         for name, value in attributes.items():
             if not isinstance(name, str):  # because a nested tuple would become a long name
-                raise ValueError("the name of an attribute is not a string")
+                raise ValueError("an attribute's name is not a string")
             characters += len(whole := f"{prefix}{name}")
             if characters > MAX_NAMES:
                 raise ValueError(f"names of more than {MAX_NAMES:,} characters")

@@ -249,7 +249,7 @@ def open_weight_folder(path: Path) -> WeightFolder:
             path, "timm", config["architecture"], NATIVE in notes, heads if isinstance(heads, int) else None,
             class_list(config.get("label_names")), averages and bool(arguments.get("final_norm")),
         )  # fmt: skip
-    raise UserError(f"{path} is not {WEIGHT_FOLDER}. Give such a folder or a file of weights")
+    raise UserError(f"{path} is not {WEIGHT_FOLDER}. Give such a folder or a weights file")
 
 
 def stored_classes(path: Path) -> Classes | None:

@@ -334,7 +334,7 @@ def _check_same_tower(
     if (width, patch, layers) != (arch.width, arch.patch_size, arch.layers):
         raise UserError(
             f"weights {weights} have width {width}, patch {patch} and {layers} blocks, but {arch_name} has {arch.width}, "
-            f"{arch.patch_size} and {arch.layers}. Set model.arch to the architecture of the weights"
+            f"{arch.patch_size} and {arch.layers}. Set model.arch to the weights' architecture"
         )
     heads = None if folder is None else folder.heads
     if heads is None and folder is not None and folder.timm_name:

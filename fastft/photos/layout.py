@@ -68,7 +68,7 @@ def open_sets(path: str, single: bool = False) -> tuple[LabelledSet, LabelledSet
     """
     train, val = _open_sides(path, single)
     if train is None:
-        raise UserError(f"{path}: no row is of the split 'train'. Correct the split column")
+        raise UserError(f"{path}: no row has the split 'train'. Correct the split column")
     return train, val
 
 
@@ -81,7 +81,7 @@ def open_val(path: str, single: bool = False) -> LabelledSet:
     train, val = _open_sides(path, single)
     found = val or train
     if found is None:
-        raise UserError(f"{path}: no row is of the split 'val'. Correct the split column")
+        raise UserError(f"{path}: no row has the split 'val'. Correct the split column")
     return found
 
 

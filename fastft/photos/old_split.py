@@ -51,7 +51,7 @@ class OldSplit:
         if new:
             parts.append(f"{new:,} are new, {int(held[sides == NEW].sum()):,} of these held out")
         if (gone := self.images - known) > 0:
-            parts.append(f"{gone:,} images of that run are missing")
+            parts.append(f"{gone:,} images from that run are missing")
         line = ", ".join(parts)
         if self.saw_all:
             line += f". {self.run} was trained on all of them, so accuracy on the held-out ones is too high"

@@ -232,7 +232,7 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         return
     if run.resolve().is_relative_to(Path(str(photographs.source.root)).resolve()):
         raise UserError(
-            f"the run directory {run} is in the folder of the photographs, and its pictures would be taken for photographs. "
+            f"the run directory {run} is in the photographs' folder, and its pictures would be taken for photographs. "
             "Give another one with --train.run_dir (fastft sweep: --out)"
         )
 

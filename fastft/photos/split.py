@@ -115,7 +115,7 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
         return held, warnings + _unheld_classes(found, held), kept
     if old is not None and (old.sides(found.source) == TRAIN).all():
         reason = (
-            f"{old.run} was trained on all of these images, so none can be held out, and nothing is evaluated. Add images "
+            f"{old.run} was trained on all these images, so none can be held out, and nothing is evaluated. Add images "
             "that it has not seen, or give validation images by --data.val"
         )
     elif hold_out(_text_order(found), np.arange(len(found))).any():
@@ -226,7 +226,7 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[Warned]]:
     if counts.sum() < LEAST_PER_CLASS * len(used) and all(map(NUMBER.fullmatch, used)):
         raise UserError(
             f"{source.title}: the labels look like measurements, {len(used):,} numbers for {int(counts.sum()):,} images. "
-            "Regression is not supported. Give classes, such as ranges of the numbers"
+            "Regression is not supported. Give classes, such as number ranges"
         )
     warnings = warning("{} left out", "class without images is", "classes without images are", empty)
     return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train, warnings

@@ -89,7 +89,7 @@ WITHOUT_OPTION = {
             "devices gpus num_gpus n_gpus num_devices num_nodes nproc_per_node world_size strategy ddp distributed",
         "`fastft preview` draws the augmented images": "save_images",
         "The best epoch is chosen by accuracy": "eval_metric metric_for_best_model",
-        "Use --flip-average of fastft predict": "tta",
+        "Use fastft predict --flip-average": "tta",
     }.items()
     for name in names.split()
 }  # fmt: skip

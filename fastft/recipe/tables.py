@@ -87,7 +87,7 @@ def load_sweep(path: Path) -> Sweep:
         raise UserError(f"{path} is not a table, because it has no title, source and rows")
     _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "named"})
     if not isinstance(document["rows"], list) or not document["rows"]:
-        raise UserError(f"{path}: 'rows' must be a list of rows")
+        raise UserError(f"{path}: 'rows' must be a list with at least one row")
     name = Path(os.path.realpath(path)).parent.name if path.stem == "sweep" else path.stem
     base, common = _text(str(path), document, "base"), _options(str(path), document)
     entries = enumerate(document["rows"], 1)
@@ -126,9 +126,7 @@ def select_row(sweep: Sweep, text: str) -> Sweep:
 def row_needed(sweep: Sweep) -> UserError:
     """Return the error for a table in a place that needs a recipe."""
     first = sweep.reference(sweep.rows[0])
-    return UserError(
-        f"{sweep.path} is a table, not a recipe. Name one of its rows, such as '{first}' (rows: {_rows(sweep)})"
-    )
+    return UserError(f"{sweep.path} is a table, not a recipe. Name a row, such as '{first}' (rows: {_rows(sweep)})")
 
 
 def _rows(sweep: Sweep) -> str:
@@ -158,7 +156,7 @@ def _row(where: str, table: str, entry: Any, base: str | None, common: Mapping[s
     if row.name is None and values:
         row = replace(row, name=_NOT_IN_NAMES.sub("_", f"{table} {row.title}"))
     if row.name is not None and ("/" in row.name or row.name in (".", "..")):
-        raise UserError(f"{where}: name is {row.name!r}. It must be usable as the name of a folder")
+        raise UserError(f"{where}: name is {row.name!r}. It must be usable as a folder name")
     return row
 
 
@@ -174,7 +172,7 @@ def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
     try:
         return None if value is None else one_line(value)
     except (AttributeError, ValueError):  # not a text, or with several lines
-        raise UserError(f"{where}: {key} is {shown(value)}. It must be a text of one line") from None
+        raise UserError(f"{where}: {key} is {shown(value)}. It must be a text on one line") from None
 
 
 def _percent(where: str, value: Any) -> float | None:

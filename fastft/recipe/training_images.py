@@ -110,7 +110,7 @@ def _with_multi_label(recipe: AskedRecipe, images: Images) -> AskedRecipe:
         raise UserError(f"{images.title} has {labels} per image, but --{MULTI_LABEL} is {stated}. Leave the option out")
     reason = f"images in {images.title} have several labels, so each class has a sigmoid instead of a softmax"
     if images.reading:
-        reason = f"{images.title}: {images.reading} (false reads each as the name of one class)"
+        reason = f"{images.title}: {images.reading} (false reads each as one class name)"
     return _first(recipe, Choice(MULTI_LABEL, True, reason))
 
 

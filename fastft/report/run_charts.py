@@ -86,7 +86,7 @@ def speed_charts(run: Run) -> list[Chart]:
         chart("Throughput", "images/s, all processes", "images_per_second", "images/s", 1),
         *mfu,
         chart("Waiting for data", "% of wall time", "wait_share", "wait", 2, 100),
-        chart("Memory", "GiB, peak of one process", "memory_gib", "memory", 2),
+        chart("Memory", "GiB, peak per process", "memory_gib", "memory", 2),
     ]
 
 
@@ -124,7 +124,7 @@ def reliability_chart(calibration: Calibration, multi_label: bool = False) -> Ch
         series.append(_series(f"temperature {calibration.temperature:.2f}", "ema", calibration.scaled))
     return Chart(
         "Reliability", "probability of a label, %" if multi_label else "confidence, %",
-        "images that have the label, %" if multi_label else "accuracy of images with that confidence, %", series,
+        "images that have the label, %" if multi_label else "accuracy for images with that confidence, %", series,
         from_zero=True, decimals=1, x_range=(0, 100),
     )  # fmt: skip
 

@@ -126,7 +126,7 @@ def _f1(run: Run) -> Iterator[Texts]:
     if not run.evaluations or (used := used_scores(run)[2]).macro_f1 is None:
         return
     beside = {
-        MAP: "thresholds of the other half of the images",
+        MAP: "thresholds from the other half of the images",
         TOP1: f"balanced accuracy {used.balanced_accuracy or 0.0:.2f} %",
     }.get(score_of(run), "")
     ece = "" if used.ece is None else f"calibration error {used.ece:.1f} %"

@@ -306,7 +306,7 @@ def find_checkpoint(path: Path) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoints = list_checkpoints(folder, "best") or list_checkpoints(folder)
     if not checkpoints:
-        raise UserError(f"{path} holds no checkpoint. Give a run directory or one of its checkpoints")
+        raise UserError(f"{path} holds no checkpoint. Give a run directory or a checkpoint in it")
     return checkpoints[-1]
 
 

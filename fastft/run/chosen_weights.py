@@ -33,7 +33,7 @@ MOSTLY_INITIAL = 0.5  # above this fraction of initial weights, the raw weights 
 LEAST_IMAGES_FOR_BEST = 2000
 # Shorter runs have ended below their linear probe, and no longer one has (docs/measurements/photos.md, A budget in time)
 FEW_STEPS = 150
-PROBE_WORDS = "pretrained tower with the head of the linear probe"
+PROBE_WORDS = "pretrained tower with the linear probe's head"
 
 
 def choose_weights(

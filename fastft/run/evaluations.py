@@ -165,7 +165,7 @@ def describe_imbalance(class_counts: Sequence[int]) -> str:
     present = [count for count in class_counts if count]
     return (
         f"classes have {min(present):,} to {max(present):,} training images, so balanced accuracy compares epochs and weights. "
-        "--logit-adjustment of fastft eval, predict and export corrects for the class sizes"
+        "--logit-adjustment (fastft eval, predict, export) corrects for the class sizes"
     )
 
 

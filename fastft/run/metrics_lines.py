@@ -110,9 +110,9 @@ def read_log(path: Path) -> Log:
             of("baseline", BaselineLine),
         )  # fmt: skip
         if any(b.step <= a.step for a, b in pairwise(log.train)):
-            raise ValueError("the steps of 'train' lines do not increase")
+            raise ValueError("the steps in 'train' lines do not increase")
         if any(b.step < a.step for a, b in pairwise(log.eval)):
-            raise ValueError("the steps of 'eval' lines decrease")
+            raise ValueError("the steps in 'eval' lines decrease")
     except ValueError as error:
         raise UserError(f"{path}: {error}. Was it written by fastft train?") from None
     return log

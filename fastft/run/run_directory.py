@@ -202,7 +202,7 @@ def hold_run(folder: Path) -> Iterator[None]:
 
 def write_recipe(folder: Path, recipe: FinalRecipe) -> None:
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
-    text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
+    text = f"# this run's resolved recipe ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
     write_text(folder / RECIPE, text)
 
 

@@ -9,7 +9,7 @@ from fastft.data.classes import refuse_other_classes
 NUMBERS = [str(k) for k in range(12)]  # in another order than their names
 CRANES = Classes.of(["ant", "crane", "crane"], ["n1", "n2", "n3"])
 MOVED = Classes.of(["ant", "crane", "crane"], ["n1", "n3", "n2"])
-NO_NAMES = "has no class names, so its labels are taken as numbers of the classes in"
+NO_NAMES = "has no class names, so its labels are taken as the class numbers in"
 
 
 def classes(given: list[str] | int | Classes) -> Classes:

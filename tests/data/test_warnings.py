@@ -82,7 +82,7 @@ def sets(photographs: dict[str, np.ndarray], tmp_path: Path) -> tuple[Path, Path
 
 
 EXPECTED = [
-    "1 pair of class names differs only in case, spaces, width, look-alike letters or the writing of a number, and are "
+    "1 pair of class names differs only in case, spaces, width, look-alike letters or how a number is written, and are "
     "trained as different classes: 'Chelsea' and 'chelsea'",
     "1 class is called like a folder for images without labels, but trained as a class like the others: unlabeled",
     "1 image appears in several classes: astronaut/00.png",

@@ -326,7 +326,7 @@ def test_an_onnx_file_states_its_classes_and_its_preprocessing(tmp_path):
         "run",
         "final_b16",
     )
-    assert "licences of both apply" in stated["licence"]
+    assert "Both licences apply" in stated["licence"]
     made = onnx.load(tmp_path / "m.onnx")
     assert (made.producer_name, made.producer_version) == ("fastft", fastft.__version__)
 

@@ -71,9 +71,9 @@ def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(tiny, probe
     assert evaluate_checkpoint(probed, None, "cpu", weights="probe").top1 == result["baseline"]["raw"]["top1"]
     photo, out = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")), tmp_path / "probe.safetensors"
     assert main(["predict", str(probed), str(photo), "--weights=probe", "--device=cpu"]) == 0
-    assert "using the pretrained tower with the head of the linear probe" in capsys.readouterr().err
+    assert "using the pretrained tower with the linear probe's head" in capsys.readouterr().err
     assert main(["export", str(probed), "--weights=probe", "--format=safetensors", f"--out={out}"]) == 0
-    assert f"linear probe: top-1 {result['baseline']['raw']['top1']:.3f} %." in Path(f"{out}.md").read_text()
+    assert f"The linear probe's head: top-1 {result['baseline']['raw']['top1']:.3f} %." in Path(f"{out}.md").read_text()
     assert main(["average", "start", str(probed), "--alpha=0", f"--out={tmp_path / 'start'}", "--device=cpu"]) == 0
     assert torch.equal(load_trained(tmp_path / "start", torch.device("cpu")).model.head.weight, stored["head.weight"])
 
@@ -104,7 +104,7 @@ def test_a_run_that_chose_its_probe_is_used_with_it(probed, tmp_path, monkeypatc
     said = conclusion(read_result(tmp_path / "run"))
     assert f"result: top-1 {result['baseline']['raw']['top1']:.3f} % of 20 images with the linear probe" in said
     report = evaluate_checkpoint(tmp_path / "run", None, "cpu")
-    assert report.weights == "pretrained tower with the head of the linear probe: it is better"
+    assert report.weights == "pretrained tower with the linear probe's head: it is better"
     assert report.top1 == result["baseline"]["raw"]["top1"]
     page = render_run(load_run(tmp_path / "run"))
     assert "probe top-1" in page and note.capitalize() in page and "before training, standard error" in page

@@ -158,7 +158,11 @@ def test_a_share_above_100_percent_is_refused(tmp_path, unit):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("{", "cannot be read as a result"), ("[]", "not a result of fastft bench"), ('{"measures": []}', "format 1")],
+    [
+        ("{", "cannot be read as a fastft bench result"),
+        ("[]", "not a fastft bench result"),
+        ('{"measures": []}', "format 1"),
+    ],
 )
 def test_another_file_is_refused_in_one_line(tmp_path, text, reason):
     path = tmp_path / "b.json"

@@ -181,7 +181,7 @@ except UserError as error:
         (
             ("cuda", "cpu"),
             "",
-            r"^process 1 on host \S+ has no GPU, and process 0 on host \S+ has one\. .*same kind of device",
+            r"^process 1 on host \S+ has no GPU, and process 0 on host \S+ has one\. .*same device type",
         ),
         pytest.param(
             ("cuda", "cpu"), "V100 with an old driver", r"^process 1 on host \S+: V100 with an old driver$",

@@ -317,7 +317,7 @@ def refusals(folders: Path) -> dict[str, tuple[str, str, str]]:
         "siglip, own tower": (own, f"{folders}/siglip", "holds timm's test_vit3. Set --model.arch=timm/test_vit3"),
         "siglip arch": (f"{folders}/siglip-config.json", "random", "has timm's image tower. Set --model.arch=timm/test_vit3"),
         "another timm model": ("timm/test_vit", f"{folders}/siglip", "holds timm's test_vit3. Set --model.arch=timm/test_vit3"),
-        "transformers, timm": ("timm/test_vit", f"{folders}/clip", "is a CLIP model of transformers. Set "
+        "transformers, timm": ("timm/test_vit", f"{folders}/clip", "is a CLIP model from transformers. Set "
             "model.arch to open_clip's"),
         "not quick_gelu": (f"{folders}/gelu.json", f"{folders}/clip", "trained with QuickGELU"),
         "quick_gelu": (own, f"{folders}/trained-with-gelu", "trained with GELU. .* the name without -quickgelu"),

@@ -137,7 +137,7 @@ def test_a_run_that_was_moved_is_loaded(run, album, tmp_path):
     assert [first.replace(str(tmp_path / "moved"), str(run.folder)), second] == repr(run).splitlines()
     assert "top-1" in first and "weights of epoch 1" in second and "np." not in str(run.result)
     assert fastft.load(run.folder, "cpu") == run
-    with pytest.raises(UserError, match="of a training that has ended"):
+    with pytest.raises(UserError, match="give the directory of a run that has ended"):
         fastft.load(tmp_path)
 
 

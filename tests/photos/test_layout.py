@@ -122,7 +122,7 @@ def test_a_table_of_validation_images_may_say_so_in_its_split_column(album, colu
     rows = [r | {"image_path": f"photos/{r['image_path']}", column: cell} for r in rows_of(album)]
     table = write_csv(album.parent / f"{column}.csv", rows)
     assert len(open_val(str(table))) == len(CLASSES) * PER_CLASS
-    with pytest.raises(UserError, match="no row is of the split 'train'"):
+    with pytest.raises(UserError, match="no row has the split 'train'"):
         open_sets(str(table))
 
 

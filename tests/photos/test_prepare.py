@@ -117,8 +117,8 @@ def test_a_run_directory_among_the_class_folders_is_refused(album, tmp_path, mon
     """`--data.train=.`: the pictures of its report would be photographs of a class 'runs' in the next call."""
     shutil.copytree(album, tmp_path / "photos")
     monkeypatch.chdir(tmp_path / "photos")
-    assert "in the folder of the photographs" in refused(["train", "photos", "--data.train=."])
-    with pytest.raises(UserError, match="in the folder of the photographs"):
+    assert "in the photographs' folder" in refused(["train", "photos", "--data.train=."])
+    with pytest.raises(UserError, match="in the photographs' folder"):
         prepared(album, Path("run"), "--data.val=.")
     assert sorted(path.name for path in Path().iterdir()) == sorted(CLASSES)
     assert prepared(Path(), tmp_path / "run").data.num_classes == len(CLASSES)

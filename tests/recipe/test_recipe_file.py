@@ -73,7 +73,7 @@ def test_a_row_of_another_recipe_keeps_its_name_and_a_row_may_extend_a_row(table
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("{}", r"mine.yaml is a table, not a recipe. Name one of its rows, such as '.*mine.yaml\[a\]'"),
+        ("{}", r"mine.yaml is a table, not a recipe. Name a row, such as '.*mine.yaml\[a\]'"),
         ("{}[d]", "has no row 'd'. Its rows are 'a', 'x, b', 'y, b', 'c'"),
         ("{}[mine_b]", "Did you mean 'mine_x_b'"),
         ("{}[b]", "'b' matches 2 rows. Write 'x, b' or 'y, b'"),

@@ -238,7 +238,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_trained_and_nothing_removed
 
 def test_a_checkpoint_of_another_format_version_is_not_damage(tiny, finished, tmp_path):
     damaged_copy(finished, tmp_path / "run", put("version", 2))
-    with pytest.raises(UserError, match=r"has format version 2, expected 1\. Use the version of fastft that wrote it"):
+    with pytest.raises(UserError, match=r"has format version 2, expected 1\. Use the fastft version that wrote it"):
         resume(tiny, tmp_path / "run")
 
 

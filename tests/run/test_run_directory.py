@@ -27,7 +27,7 @@ def test_a_run_on_a_cpu_has_no_mfu(tiny, tmp_path):
         ("eval", {"raw_top1": None}, "an evaluation has no 'top1'"),
         ("train", {"split": {"wait": "long"}}, "'train' line: Expected float, got str"),
         ("train", {"loss": 10**400}, "'train' line: .* at .\\.loss"),
-        ("eval", {"step": 1}, "the steps of 'eval' lines decrease"),
+        ("eval", {"step": 1}, "the steps in 'eval' lines decrease"),
         ("eval", {"best_by": "luck"}, "Invalid enum value 'luck'"),
     ],
 )

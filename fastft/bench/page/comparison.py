@@ -138,7 +138,7 @@ def compare(results: Sequence[Result], threshold: float | None = None) -> Compar
     files = label_files(results)
     shared = shared_cases(files)
     if not shared:
-        raise UserError("the results have no measure in common. Compare results of the same benchmark and settings")
+        raise UserError("the results have no measure in common. Compare results from the same benchmark and settings")
     return Comparison(files, shared, changes_of([s for s in shared if s.own()], files, threshold))
 
 

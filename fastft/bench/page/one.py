@@ -59,7 +59,7 @@ CORES_NOTES = (
     "measured here prepares with the whole recipe, rounded up. The light line spans the modelled speeds of the step. The "
     "dashed line shows the physical cores of a usual cloud machine with eight of these GPUs (p3.16xlarge, p4d.24xlarge, "
     "p5.48xlarge). A loader that needs more lets the GPUs wait.",
-    "Speeds of the step are modelled by fastft cost unless they say measured. On a machine with GPUs, fastft decodes on the "
+    "Step speeds are modelled by fastft cost unless they say measured. On a machine with GPUs, fastft decodes on the "
     "CPU and augments on the GPU, so it needs fewer cores than shown here.",
 )
 
@@ -253,7 +253,7 @@ def splits(measures: Sequence[Measure]) -> list[View]:
 def step_splits(measures: Sequence[Measure]) -> list[View]:
     """Return the parts of the time for training steps."""
     found = [(m, split_figures(m, STEP_PARTS, "seconds of a round")) for m in measures]
-    about = "Wall time of the training process by part."
+    about = "The training process's wall time by part."
     titled = [(f"{m.title}, by part", stacks) for m, stacks in found if stacks]
     return [{"title": title, "notes": [about], "figures": [], "stacks": stacks} for title, stacks in titled]
 

@@ -67,9 +67,9 @@ def progressive(extra_scans: int, segment: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("segment", [b"", b"\xff\xd9"])
 def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(segment):
-    with pytest.raises(OSError, match="a JPEG of more than 500 scans"):
+    with pytest.raises(OSError, match="a JPEG with more than 500 scans"):
         open_image(progressive(600, segment))
-    with pytest.raises(BadImage, match=r"cannot be decoded \(a JPEG of more than 500 scans\)"):
+    with pytest.raises(BadImage, match=r"cannot be decoded \(a JPEG with more than 500 scans\)"):
         encode_sample(progressive(600, segment), EncodeOptions())
 
 

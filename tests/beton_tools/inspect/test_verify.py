@@ -60,7 +60,7 @@ WITHOUT_MANIFEST = {
     "negative label": (lambda path, _: put(path, LABEL, b"\xff" * 8), "tables", "labels run from -1"),
     "large label": (lambda path, _: put(path, LABEL + 5, b"\1"), "tables", "but should run from 0 to 1048575"),
     "type of the labels": (
-        lambda path, _: put(path, METADATA - FIELD_DTYPE.itemsize, bytes([FLOAT_TYPE])), "tables", "field of labels is neither"
+        lambda path, _: put(path, METADATA - FIELD_DTYPE.itemsize, bytes([FLOAT_TYPE])), "tables", "label field is neither"
     ),
     "width": (
         lambda path, beton: put(path, METADATA + 1, bytes([beton.widths[0] ^ 1])), "sample 0", "the metadata table states"

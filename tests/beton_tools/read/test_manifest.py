@@ -97,7 +97,7 @@ def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(tmp_path, entries,
 
 @pytest.mark.parametrize("version", [3, "1", DEEP])
 def test_another_version_of_the_format_is_refused_in_one_line(tmp_path, entries, version):
-    with pytest.raises(UserError, match=r"has format version .*, expected 2. Use the version of fastft") as caught:
+    with pytest.raises(UserError, match=r"has format version .*, expected 2. Use the fastft version") as caught:
         load(tmp_path, entries | {"version": version})
     assert len(str(caught.value)) < 1000
 

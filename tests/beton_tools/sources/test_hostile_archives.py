@@ -73,8 +73,8 @@ class EndlessTar(io.RawIOBase):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (0, "1,001 members have 0 bytes together. Give an archive of images"),
-        (1, "1,001 members have 1,001 bytes together. Give an archive of images"),
+        (0, "1,001 members have 0 bytes together. Give an archive with images"),
+        (1, "1,001 members have 1,001 bytes together. Give an archive with images"),
         (600, "more than 3,000,000 members, or 0 MiB of names. Divide it into several archives"),
     ],
 )
@@ -109,7 +109,7 @@ def test_long_names_with_long_numbers_are_read(tmp_path):
 def test_names_longer_than_a_path_can_be(tmp_path):
     name = "a" * MAX_NAME_BYTES
     (tmp_path / "s.tar").write_bytes(tar_of({f"{name}.jpg": b"x", f"{name}.cls": b"0"}))
-    check_refused(tmp_path, "the name of an image has 4,106 bytes .*. Rename it")
+    check_refused(tmp_path, "an image's name has 4,106 bytes .*. Rename it")
 
 
 @pytest.mark.parametrize("damage", ["bomb", "size", "FIFO"])

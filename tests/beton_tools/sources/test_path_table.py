@@ -82,8 +82,8 @@ def test_categories_of_pandas_are_names(images, cells):
         (["coarse_label", "fine_label"], "fine_label"),
         (["width", "class_id", "height"], "class_id"),
         (["id", "split", "kind"], "kind"),
-        (["id", "group"], "none of image, id, group is the label column. Name the column of labels 'label'"),
-        (["kind", "weight"], "kind or weight could be the label column. Name the column of labels 'label'"),
+        (["id", "group"], "none of image, id, group is the label column. Name the label column 'label'"),
+        (["kind", "weight"], "kind or weight could be the label column. Name the label column 'label'"),
     ],
 )
 def test_no_other_column_of_integers_is_taken_for_the_label(images, columns, label):

@@ -132,8 +132,8 @@ def test_a_server_that_stays_away_ends_the_conversion_and_no_image_is_skipped(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"ranges": False}, "the server cannot send parts of a file"),
-        ({"trick": "gzip"}, "the server cannot send parts of a file"),
+        ({"ranges": False}, "the server cannot send a file in parts"),
+        ({"trick": "gzip"}, "the server cannot send a file in parts"),
         ({"status": 403}, "access denied"),
         ({"status": 404}, "no such file or folder"),
         ({"status": 500}, "500.*8 attempts"),
@@ -179,7 +179,7 @@ def test_no_more_is_received_than_was_asked_for(served, server):
     [
         ({"trick": "other range"}, r"bytes 301-5000 arrived instead of 300-4999, 8 attempts"),
         ({"trick": "other total"}, "changed after it was indexed"),
-        ({"ranges": False}, "cannot send parts"),
+        ({"ranges": False}, "cannot send a file in parts"),
     ],
 )
 def test_a_server_that_sends_other_bytes_is_refused(served, server, change, reason):

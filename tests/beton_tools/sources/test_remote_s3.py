@@ -139,7 +139,7 @@ def test_prefixes_and_patterns(bucket, tmp_path, photo_jpegs, url):
     [
         ("s3://absent/s.tar", "no such file or folder"),
         ("s3://photos/absent-*.tar", "no file matches"),
-        ("s3://photos/images", "no .parquet or .tar in it. Folders of images are read from local disks only"),
+        ("s3://photos/images", "no .parquet or .tar in it. Folders with images are read from local disks only"),
         ("s3://photos/paths.parquet", "Such a table and its images must be on a local disk"),
         ("s3://photos/broken.parquet", "cannot be read as parquet"),
     ],

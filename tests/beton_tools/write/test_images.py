@@ -116,7 +116,7 @@ def test_a_damaged_jpeg_is_stored_with_pillows_pixels_and_marked(options, progre
 TRUNCATED = jpeg_of(PHOTO)[: len(jpeg_of(PHOTO)) // 2]
 BAD = {
     "empty": (b"", "empty file"),
-    "text": (b"404 not found", "not an image of a known format"),
+    "text": (b"404 not found", "not an image in a known format"),
     "cut JPEG": (TRUNCATED, "truncated"),
     "cut PNG": (ODD["PNG"][:-200], "cannot be decoded"),
     "header only": (jpeg_of(PHOTO)[:300], "cannot be decoded"),

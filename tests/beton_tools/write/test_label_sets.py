@@ -270,7 +270,7 @@ def test_a_vector_of_other_values_under_another_name_is_no_label(written: Path, 
     data = bytearray(written.read_bytes())
     data[int(Beton.open(written).metadata["f1"][0])] = 7
     (tmp_path / "x.beton").write_bytes(data.replace(b"labels", b"points", 1))
-    with pytest.raises(UserError, match=r"no field of labels \(int or array\)"):
+    with pytest.raises(UserError, match=r"no label field \(int or array\)"):
         _ = Beton.open(tmp_path / "x.beton").labels
 
 
