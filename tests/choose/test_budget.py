@@ -99,6 +99,12 @@ def test_epochs_or_size_that_are_set_are_kept():
     assert choose_epochs(Budget(recipe, lambda: 1.0, 80, 600), 0.02)[0].value == 1
 
 
+def test_a_budget_for_a_run_that_trains_nothing_goes_to_the_best_probe():
+    found = chosen(decided("--schedule.budget=1h", "--schedule.stop_epoch=0"), 36_000)
+    assert found["model.image_size"].value == 112, "its accuracy is the best, however long a training would be"
+    assert "the best linear probe within 1h, because nothing is trained" in found["model.image_size"].reason
+
+
 def test_evaluation_at_a_larger_size_takes_its_time_at_every_size():
     recipe = decided("--schedule.budget=1h", "--train.eval_image_size=256")
     plain, larger = (Budget(r, lambda: 0.0, 80, 0) for r in (recipe.with_option("train.eval_image_size", None), recipe))
