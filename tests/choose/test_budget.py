@@ -1,6 +1,7 @@
 """`schedule.budget`: image size and epochs are chosen for a time, from what linear probes measure, and are then fixed."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.run_figures import used_scores
 from fastft.report.run_report import write_run_page
+from fastft.run.baseline import read_baseline
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.find_weights import find_weights
 from fastft.run.inputs import open_inputs
@@ -363,6 +365,26 @@ def test_a_larger_probe_stays_where_a_run_is_killed_refitted_or_started_from(lar
     model = load_trained(tmp_path / "again/refit", torch.device("cpu"))
     assert (model.kind, model.recipe.model.image_size, refit["weights"]["image_size"]) == ("probe", 24, 24)
     assert load_run(tmp_path / "again/refit").recipe.epochs == 0, "a linear probe needs no training"
+
+
+def test_a_start_with_other_options_uses_no_head_or_baseline_of_the_one_before(larger, tmp_path, monkeypatch):
+    def interrupted(stage: str, **options: str) -> None:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(stage, Mock(side_effect=KeyboardInterrupt))
+            larger(tmp_path, **options)
+
+    interrupted("fastft.jobs.run.train")
+    before = read_baseline(tmp_path)
+    assert before is not None and before.larger is not None
+    interrupted("fastft.choose.choose.write_choices", train__seed="5")  # its larger probe is for another seed
+    result = larger(tmp_path)
+    assert result["weights"]["kind"] == "probe" and "larger" not in result["baseline"], "not this start's larger probe"
+    assert load_trained(tmp_path, torch.device("cpu")).recipe.model.image_size == 16
+
+    shutil.rmtree(tmp_path / "checkpoints")  # before its first checkpoint
+    result = larger(tmp_path, model__head_init="small", optim__lr="1e-5", schedule__epochs="1")
+    assert result["baseline"] is None and result["weights"]["kind"] in ("raw", "ema"), "it started from no probe"
+    assert not any((tmp_path / name).exists() for name in ("probe.safetensors", "training_labels.json"))
 
 
 def test_a_larger_probe_that_is_worse_than_the_trained_model_is_not_used(larger, tmp_path):
