@@ -1,10 +1,11 @@
 """A trained model from a checkpoint, and post-hoc logit adjustment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
@@ -32,6 +33,7 @@ from fastft.run.checkpoint import (
 )
 from fastft.run.evaluations import BestBy, Scores, deciding_score
 from fastft.run.find_weights import ChosenWeights, find_weights, stored_scores, stored_thresholds
+from fastft.run.identity import json_value
 from fastft.run.inputs import open_stored
 from fastft.run.run_directory import LARGER_HEAD, PROBE_HEAD
 
@@ -148,7 +150,9 @@ def read_probe(path: Path, image_size: int | None = None) -> tuple[ImageClassifi
             f"{where} was fitted to other weights than model.weights {recipe.model.weights} has now. Give other --weights"
         )
     set_head(model, head, where)
-    return model, recipe, checkpoint
+    # the state of the model that is returned, for those who compare or write it
+    state = structs.replace(checkpoint.state, recipe=json_value(recipe.as_dict()), arch=json_value(asdict(arch)))
+    return model, recipe, replace(checkpoint, state=state)
 
 
 def read_model(path: Path, stem: str) -> tuple[ImageClassifier, FinalRecipe, Checkpoint]:
