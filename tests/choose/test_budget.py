@@ -24,11 +24,13 @@ from fastft.evaluate.linear_probe import LinearProbe, fit_probe
 from fastft.evaluate.predictor import Predictor
 from fastft.evaluate.ridge import RidgeHead
 from fastft.evaluate.trained import load_trained
+from fastft.evaluate.weight_average import average, write_average
 from fastft.export import to_safetensors
 from fastft.jobs.run import run_recipe
 from fastft.jobs.sweep import run_key
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import RECIPES
+from fastft.report.run_compare import load_compared, result_rows
 from fastft.report.run_figures import used_scores
 from fastft.report.run_report import write_run_page
 from fastft.run.baseline import read_baseline
@@ -385,6 +387,20 @@ def test_a_start_with_other_options_uses_no_head_or_baseline_of_the_one_before(l
     result = larger(tmp_path, model__head_init="small", optim__lr="1e-5", schedule__epochs="1")
     assert result["baseline"] is None and result["weights"]["kind"] in ("raw", "ema"), "it started from no probe"
     assert not any((tmp_path / name).exists() for name in ("probe.safetensors", "training_labels.json"))
+
+
+def test_averages_and_comparisons_of_runs_have_the_probe_that_was_chosen(larger, tiny, tmp_path):
+    one, two, trained = (tmp_path / name for name in ("one", "two", "trained"))
+    larger(one), larger(two, train__seed="3"), larger(trained, optim__lr="1e-3", schedule__epochs="40")
+    first, second = result_rows(load_compared([trained, one]))
+    assert first.score is not None and second.score is not None and second.paired is not None
+    assert second.paired.gain == pytest.approx(second.score - first.score), "not what its trained weights predict"
+
+    model, mean = average([str(one), str(two)], [Path(tiny["data.val"])], "cpu", soup="uniform", say=lambda text: None)
+    write_average(mean, model, tmp_path / "average")
+    read, scored = evaluate_file(tmp_path / "average", Path(tiny["data.val"]), "cpu")
+    assert read.recipe.model.image_size == 24, "their probes' size, not that of training"
+    assert mean.record.chosen is not None and scored.scores.top1 == mean.record.chosen.files[0].top1
 
 
 def test_a_larger_probe_that_is_worse_than_the_trained_model_is_not_used(larger, tmp_path):
