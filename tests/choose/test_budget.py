@@ -403,6 +403,25 @@ def test_averages_and_comparisons_of_runs_have_the_probe_that_was_chosen(larger,
     assert mean.record.chosen is not None and scored.scores.top1 == mean.record.chosen.files[0].top1
 
 
+@pytest.mark.parametrize("trains", [True, False], ids=["trained", "stopped at the probe"])
+def test_a_sweep_compares_runs_whose_length_a_budget_chose_and_trains_them_once(
+    trains, larger, tiny, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(rules, "expected_gain", lambda steps: 0.9 if steps > 25 and trains else 0.0)
+    values = {k: v for k, v in tiny.items() if k not in OPEN} | {
+        "schedule.budget": "2000s", "schedule.warmup": "0.2", "model.head_init": "probe", "optim.lr": "1",
+    }  # fmt: skip
+    command = ["sweep", "photos", *(f"--{k}={v}" for k, v in values.items()), "--seed=1,2", f"--out={tmp_path}"]
+    tables = []
+    for _ in range(2):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        tables.append(re.findall(r"^ *seed=\d +[\d.]+ ± [\d.]+", said, re.M))
+        monkeypatch.setattr("fastft.jobs.sweep.train_run", None)  # nothing is left to train
+    top1 = [result_of(tmp_path / f"seed={seed}")["weights"]["top1"] for seed in (1, 2)]
+    assert tables[0] == tables[1] and [float(row.split()[1]) for row in tables[0]] == top1
+
+
 def test_a_larger_probe_that_is_worse_than_the_trained_model_is_not_used(larger, tmp_path):
     result = larger(tmp_path, optim__lr="1e-3", schedule__epochs="40")
     chosen, baseline = result["weights"], result["baseline"]
