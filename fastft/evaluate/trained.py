@@ -21,6 +21,7 @@ from fastft.model.recipe_model import build_model
 from fastft.model.tower import Tower
 from fastft.recipe import FinalRecipe
 from fastft.recipe.constants import AUTO, EVAL_IMAGE_SIZE, IMAGE_SIZE, PROBE
+from fastft.run.baseline import BASELINE, read_baseline
 from fastft.run.checkpoint import (
     Checkpoint,
     Damaged,
@@ -149,6 +150,9 @@ def read_probe(path: Path, image_size: int | None = None) -> tuple[ImageClassifi
         raise UserError(
             f"{where} was fitted to other weights than model.weights {recipe.model.weights} has now. Give other --weights"
         )
+    baseline = read_baseline(where.parent)
+    if baseline is not None and head.source.get("request", baseline.request) != baseline.request:
+        raise UserError(f"{where} and {BASELINE} beside it are of different runs. Give other --weights")
     set_head(model, head, where)
     # the state of the model that is returned, for those who compare or write it
     state = structs.replace(checkpoint.state, recipe=json_value(recipe.as_dict()), arch=json_value(asdict(arch)))

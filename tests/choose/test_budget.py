@@ -389,6 +389,18 @@ def test_a_start_with_other_options_uses_no_head_or_baseline_of_the_one_before(l
     assert not any((tmp_path / name).exists() for name in ("probe.safetensors", "training_labels.json"))
 
 
+@pytest.mark.parametrize(
+    ("file", "weights"),
+    [("larger_probe.safetensors", "auto"), ("probe.safetensors", "probe"), ("baseline.json", "auto")],
+)
+def test_a_probe_of_another_run_is_not_taken_for_the_own(file, weights, larger, tmp_path):
+    for name, share in (("own", "0"), ("other", "0.25")):  # the same tower, fitted to other images
+        larger(tmp_path / name, data__selection_share=share)
+    shutil.copy(tmp_path / "other" / file, tmp_path / "own" / file)
+    with pytest.raises(UserError, match="of different runs"):
+        load_trained(tmp_path / "own", torch.device("cpu"), weights)
+
+
 def test_averages_and_comparisons_of_runs_have_the_probe_that_was_chosen(larger, tiny, tmp_path):
     one, two, trained = (tmp_path / name for name in ("one", "two", "trained"))
     larger(one), larger(two, train__seed="3"), larger(trained, optim__lr="1e-3", schedule__epochs="40")
