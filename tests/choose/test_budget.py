@@ -415,6 +415,14 @@ def test_averages_and_comparisons_of_runs_have_the_probe_that_was_chosen(larger,
     assert mean.record.chosen is not None and scored.scores.top1 == mean.record.chosen.files[0].top1
 
 
+def test_a_probe_that_a_run_would_take_so_far_is_told_from_one_that_it_took(larger, tmp_path):
+    larger(tmp_path, train__eval_every="1", train__checkpoint_epochs="1", train__keep_checkpoints="100")
+    assert "the run has not ended" not in find_weights(tmp_path).description
+    rewind(tmp_path, 12)
+    found = find_weights(tmp_path)
+    assert found.image_size == 24 and found.description.endswith("(the run has not ended)")
+
+
 @pytest.mark.parametrize("trains", [True, False], ids=["trained", "stopped at the probe"])
 def test_a_sweep_compares_runs_whose_length_a_budget_chose_and_trains_them_once(
     trains, larger, tiny, tmp_path, capsys, monkeypatch
