@@ -131,14 +131,20 @@ def choose_within(budget: Budget, sizes: TriedSizes) -> tuple[list[Choice], Line
     probe, best = _best(probes), _best(trainings or probes)
     gained = (best.compared - probe.compared) / 100 * by_size[probe.size].images
     why = f"the best expected accuracy within {recipe.schedule.budget}, less {CAUTION:g} times its spread over datasets"
-    if STOP_EPOCH in recipe.automatic and gained < 1:
+    if recipe.epochs == 0:
+        best, why = probe, f"the best linear probe within {recipe.schedule.budget}, because nothing is trained"
+    elif STOP_EPOCH in recipe.automatic and gained < 1:
         best, why = probe, "the linear probe is as good as any training that fits is expected to become"
     elif not trainings:  # the epochs or where they stop are set
         best, why = Plan(sizes.tried[0].size, 1, 0.0, 0.0, 0.0), f"no training fits into {recipe.schedule.budget}"
     compared = "; ".join(map(str, [*trainings, probe]))
     reason = f"{why} ({compared}). {sizes.reason[0].upper()}{sizes.reason[1:]}"
     evidence = {"plans": [asdict(plan) for plan in [*trainings, *probes]], "probes": sizes.evidence}
-    values = {IMAGE_SIZE: best.size, EPOCHS: best.epochs or recipe.epochs, STOP_EPOCH: None if best.epochs else 0}
+    values = {
+        IMAGE_SIZE: best.size,
+        EPOCHS: best.epochs or recipe.schedule.epochs,
+        STOP_EPOCH: None if best.epochs else 0,
+    }
     choices = [
         Choice(option, value, reason, evidence) for option, value in values.items() if option in recipe.automatic
     ]

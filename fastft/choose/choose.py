@@ -24,7 +24,7 @@ from fastft.recipe.check import parse_duration
 from fastft.recipe.constants import BUDGET, IMAGE_SIZE, PROBE, STOP_EPOCH
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.inputs import Inputs
-from fastft.run.run_directory import LARGER_HEAD, read_choices, run_folder, write_choices, write_recipe
+from fastft.run.run_directory import LARGER_HEAD, read_choices, remove_heads, run_folder, write_choices, write_recipe
 from fastft.run.said import Say
 
 
@@ -47,6 +47,7 @@ def choose_options(
     has_begun, stored = world.in_main(lambda: _read(folder, inputs.request))
     recipe = resolve(asked, images, stored)
     if stored is None and not has_begun:
+        world.in_main(lambda: remove_heads(folder))  # they belong to other choices
         probing = _Probing(folder, inputs, world, stop, say, time.monotonic())
         if recipe.schedule.budget is not None:
             recipe = resolve(asked, images, {c.option: c for c in probing.choose_within_budget(recipe)})
@@ -136,12 +137,9 @@ class _Probing:
         return probe
 
     def _keep_larger(self, probe: LinearProbe | None, recipe: AskedRecipe) -> None:
-        """Write the head of a probe at a larger size, which the trained model is compared with. None: remove an earlier one."""
+        """Write the head of a probe at a larger size, which the trained model is compared with. None: there is none."""
         path = self.folder / LARGER_HEAD
-        if not self.world.is_main:
-            return
-        if probe is None:
-            path.unlink(missing_ok=True)
+        if probe is None or not self.world.is_main:
             return
         head, size = probe.head, str(probe.size)
         made = {"image_size": size, "penalty": repr(float(head.penalty)), "scale": repr(float(head.scale))}

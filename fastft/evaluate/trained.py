@@ -1,10 +1,11 @@
 """A trained model from a checkpoint, and post-hoc logit adjustment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
@@ -20,6 +21,7 @@ from fastft.model.recipe_model import build_model
 from fastft.model.tower import Tower
 from fastft.recipe import FinalRecipe
 from fastft.recipe.constants import AUTO, EVAL_IMAGE_SIZE, IMAGE_SIZE, PROBE
+from fastft.run.baseline import BASELINE, read_baseline
 from fastft.run.checkpoint import (
     Checkpoint,
     Damaged,
@@ -32,6 +34,7 @@ from fastft.run.checkpoint import (
 )
 from fastft.run.evaluations import BestBy, Scores, deciding_score
 from fastft.run.find_weights import ChosenWeights, find_weights, stored_scores, stored_thresholds
+from fastft.run.identity import json_value
 from fastft.run.inputs import open_stored
 from fastft.run.run_directory import LARGER_HEAD, PROBE_HEAD
 
@@ -147,8 +150,13 @@ def read_probe(path: Path, image_size: int | None = None) -> tuple[ImageClassifi
         raise UserError(
             f"{where} was fitted to other weights than model.weights {recipe.model.weights} has now. Give other --weights"
         )
+    baseline = read_baseline(where.parent)
+    if baseline is not None and head.source.get("request", baseline.request) != baseline.request:
+        raise UserError(f"{where} and {BASELINE} beside it are of different runs. Give other --weights")
     set_head(model, head, where)
-    return model, recipe, checkpoint
+    # the state of the model that is returned, for those who compare or write it
+    state = structs.replace(checkpoint.state, recipe=json_value(recipe.as_dict()), arch=json_value(asdict(arch)))
+    return model, recipe, replace(checkpoint, state=state)
 
 
 def read_model(path: Path, stem: str) -> tuple[ImageClassifier, FinalRecipe, Checkpoint]:

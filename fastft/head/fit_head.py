@@ -106,7 +106,7 @@ def _fit_head(
             say(line)
     write_training_labels(folder, judge_labels(probe, recipe.data.num_classes, recipe.train.seed))
     head, seconds = probe.head, probe.seconds + time.monotonic() - began
-    tower.write_head(head, inputs.train, folder / PROBE_HEAD)
+    tower.write_head(head, inputs.train, folder / PROBE_HEAD, request=inputs.request)
     own = [evaluated for evaluated, _ in scored]
     baseline = _describe(probe.images, float(head.penalty), float(head.scale), own, seconds)
     write_baseline(folder, replace_fields(baseline, request=inputs.request, larger=larger))

@@ -131,7 +131,7 @@ class _Training:
         if not (sweep.named and self.world.is_main):
             print_report(sweep, outcomes, report_folder(sweep, self.out), self.console)
             return
-        finished = [outcome.run.folder for outcome in outcomes if outcome.evaluations]
+        finished = [outcome.run.folder for outcome in outcomes if read_result(outcome.run) is not None]
         if len(finished) > 1:
             print_comparison(finished, opened, self.out, self.console)
 
@@ -263,12 +263,18 @@ def refuse_other_results(runs: Sequence[PlannedRun]) -> None:
                     f"{run.folder} has a result, but nothing says what it was trained on. Use another --out"
                 )
             continue
-        choices = read_choices(run.folder) or {}  # what linear probes chose then is used again
-        now = run.inputs.identify(replace(resolve(run.recipe, run.inputs.images, choices), automatic=frozenset()))
-        found = stored.differences(now)
+        now = run.inputs.identify(replace(_with_choices(run), automatic=frozenset()))
+        found, choices = stored.differences(now), read_choices(run.folder) or {}
         found += [Difference(o, f"{o}: set by hand -> auto") for o in sorted(run.recipe.automatic - choices.keys())]
         if found:
             raise UserError(f"{run.folder} holds another run: {describe(found)}. Use another --out")
+
+
+def _with_choices(run: PlannedRun) -> AskedRecipe:
+    """Return the recipe with what linear probes and rates have chosen in the run directory, which is used again."""
+    if run.inputs is None:
+        return run.recipe
+    return resolve(run.recipe, run.inputs.images, read_choices(run.folder) or {})
 
 
 def train_run(run: PlannedRun, world: World, console: Console, warned: Sequence[Warned] = ()) -> str | None:
@@ -298,17 +304,17 @@ def train_run(run: PlannedRun, world: World, console: Console, warned: Sequence[
 
 
 def read_result(run: PlannedRun) -> list[Evaluation] | None:
-    """Return the evaluations of a run that has trained all its epochs.
+    """Return the evaluations of a run that has trained all its epochs. There are none if it stopped at its linear probe.
 
-    Otherwise, or if result.json is damaged, None.
+    Otherwise, or if a file is damaged, None.
     """
     try:
-        found = result.read_result(run.folder)
+        found, recipe = result.read_result(run.folder), _with_choices(run)
     except UserError:
         return None
-    if found is None or not (found.epochs >= run.recipe.epochs or found.stopped):
+    if found is None or not (found.epochs >= recipe.epochs or found.stopped):
         return None
-    return found.evaluations or None
+    return found.evaluations if found.evaluations or recipe.epochs == 0 else None
 
 
 @dataclass(frozen=True)

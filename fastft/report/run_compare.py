@@ -89,7 +89,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _compared(name: str, run: Run, opened: Sequence[BetonSet]) -> ComparedRun:
-    if not run.evaluations:
+    if not run.evaluations and (run.weights is None or run.baseline is None):
         return ComparedRun(name, run, "", None, None, read_image_results(run, opened))
     epoch, kind, scores = used_scores(run)
     return ComparedRun(name, run, kind, None if kind == PROBE else epoch, scores, read_image_results(run, opened))

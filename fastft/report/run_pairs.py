@@ -8,6 +8,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import EMA, PROBE, RAW
+from fastft.run.baseline import read_baseline
 from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
 from fastft.run.inputs import open_of_run
 from fastft.run.paired import Comparison, compare_predictions
@@ -20,7 +21,7 @@ class ImageResults:
     """A run's predictions for its validation images, from its last evaluation.
 
     Attributes:
-        kind: the weights, "raw" or "ema".
+        kind: the weights, "raw", "ema" or "probe".
         names: the images' names in their source.
         truth: the labels by class name, one text per image.
         labels_N: int64.
@@ -41,26 +42,34 @@ def read_image_results(run: Run, opened: Sequence[BetonSet] = ()) -> ImageResult
 
     None without predictions, or without the validation file.
 
-    The predictions are from the last epoch, even if the run chose an earlier one.
+    The predictions are from the last epoch, even if the run chose an earlier one. If it chose a linear probe, they are this
+    probe's, and None if it was compared on other images than the validation images.
     """
     if run.recipe.data.val is None or not run.evaluations:
         return None
     arrays = read_validation(run.folder)
     chosen = EMA if run.weights is None else run.weights.kind
-    kind = next((k for k in (RAW if chosen == PROBE else chosen, EMA, RAW) if f"{k}_predicted" in arrays), None)
+    kind = next((k for k in (chosen, EMA, RAW) if f"{k}_predicted" in arrays), None)
     if kind is None:
         return None
+    right = arrays[f"{kind}_predicted"] == arrays["labels"]
+    if run.weights is not None and chosen == PROBE:
+        baseline = read_baseline(run.folder)
+        probe = None if baseline is None else baseline.at(run.weights.image_size)
+        if probe is None or probe.selection is not None or (stored := probe.right_of(right.shape)) is None:
+            return None
+        kind, right = PROBE, stored
     try:
         betons = open_of_run(run, "data.val", opened)
         names = betons.read_names()
     except UserError:
         return None
-    labels, predicted = arrays["labels"], arrays[f"{kind}_predicted"]
+    labels = arrays["labels"]
     if names is None or len(names) != len(labels):
         return None
     truth = _label_texts(labels, betons.class_names)
     score = run.evaluations[-1].best_by
-    return ImageResults(kind, int(arrays["epoch"]), score, list(names), truth, labels, predicted == labels)
+    return ImageResults(kind, int(arrays["epoch"]), score, list(names), truth, labels, right)
 
 
 def _label_texts(labels: np.ndarray, classes: Sequence[str]) -> list[str]:

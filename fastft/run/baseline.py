@@ -48,9 +48,13 @@ class Baseline(Document, omit_defaults=True):
         """The baseline without the fields that result.json leaves out."""
         return replace(self, request="", right="", larger=self.larger and self.larger.summary)
 
+    def at(self, image_size: int | None) -> "Baseline | None":
+        """Return the probe that a `WeightChoice` with this `image_size` takes."""
+        return self if image_size is None else self.larger
+
     def raw_at(self, image_size: int | None) -> Scores | None:
         """Return the validation scores of the probe that a `WeightChoice` with this `image_size` takes. None without any."""
-        probe = self if image_size is None else self.larger
+        probe = self.at(image_size)
         return None if probe is None else probe.raw
 
     @property

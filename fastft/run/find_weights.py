@@ -107,7 +107,7 @@ def _choose_so_far(run: Path) -> WeightChoice | None:
     evaluations, head_only = checkpoint.state.evaluations, stored_recipe(checkpoint).model.trainable_layers == 0
     best, share = best_evaluation(evaluations), _untrained_share(checkpoint)
     choice = choose_weights(evaluations, best, read_baseline(run), share, head_only, _steps(checkpoint))
-    if choice is not None and choice.take == LAST:
+    if choice is not None and choice.take != BEST:
         return replace(choice, reason=f"{choice.reason} ({NOT_ENDED})")
     return choice
 

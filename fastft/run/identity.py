@@ -98,7 +98,7 @@ class Identity(Document, kw_only=True, omit_defaults=True):
     def _flat(self) -> dict[str, Any]:
         stored = {f"{section}.{key}": value for section, of in self.recipe.items() for key, value in of.items()}
         # an older fastft had fewer options, and acted as if they had their defaults
-        return {key: stored.get(key, _as_json(field.default)) for key, field in option_fields().items()}
+        return {key: stored.get(key, json_value(field.default)) for key, field in option_fields().items()}
 
     def _options(self, now: "Identity") -> Iterator[Difference]:
         then, fields = self._flat(), option_fields()
@@ -167,17 +167,18 @@ def make_identity(
     head: str = "",
 ) -> Identity:
     """Return an identity, with the values that JSON gives back. Options that are automatic become "auto"."""
-    options = _as_json(recipe.as_dict())
+    options = json_value(recipe.as_dict())
     for option in recipe.automatic if isinstance(recipe, AskedRecipe) else ():
         section, _, key = option.partition(".")
         options[section][key] = AUTO
     return Identity(
-        recipe=options, arch=_as_json(arch), classes=list(classes.labels), data=data, val=val, weights=weights, head=head,
+        recipe=options, arch=json_value(arch), classes=list(classes.labels), data=data, val=val, weights=weights, head=head,
         class_ids=None if classes.ids is None else list(classes.ids),
     )  # fmt: skip
 
 
-def _as_json(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """Return a value as JSON gives it back."""
     return json.loads(json.dumps(value))
 
 

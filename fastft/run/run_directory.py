@@ -13,20 +13,21 @@ from typing import IO
 import yaml
 
 from beton_tools.base.atomic import write_text
-from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import Document
 from beton_tools.base.user_files import expand_home, open_own, try_lock
 from fastft.recipe import Choice, FinalRecipe, Recipe, recipe_from_dict
 from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
-from fastft.run.baseline import Baseline, read_baseline
+from fastft.run.baseline import BASELINE, Baseline, read_baseline
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.identity import Identity
 from fastft.run.json_files import read_document, write_document
 from fastft.run.metrics_lines import LOG, BaselineLine, Interval, Log, LoggedEvaluation, Start, read_log
 from fastft.run.result import WeightChoice, read_result
 from fastft.run.said import WARNINGS, SaidWarning, read_warnings
+from fastft.run.training_labels import TRAINING_LABELS
 
 RECIPE, CHOICES, IDENTITY, LOCK = "recipe.yaml", "choices.json", "identity.json", ".lock"
 PROBE_HEAD, HEAD_OF_WEIGHTS = "probe.safetensors", "head.safetensors"  # as `fastft zeroshot` writes heads
@@ -198,6 +199,16 @@ def hold_run(folder: Path) -> Iterator[None]:
                 for parent in made[1:]:
                     parent.rmdir()
             raise
+
+
+def remove_heads(folder: Path) -> None:
+    """Remove what an earlier start for other choices wrote between choosing and training: heads and the baseline.
+
+    Raises UserError: a file cannot be removed.
+    """
+    for name in (*START_HEADS.values(), LARGER_HEAD, BASELINE, TRAINING_LABELS):
+        with report_disk_errors(folder / name, CORRECT):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_recipe(folder: Path, recipe: FinalRecipe) -> None:

@@ -1,6 +1,7 @@
 """`schedule.budget`: image size and epochs are chosen for a time, from what linear probes measure, and are then fixed."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +24,16 @@ from fastft.evaluate.linear_probe import LinearProbe, fit_probe
 from fastft.evaluate.predictor import Predictor
 from fastft.evaluate.ridge import RidgeHead
 from fastft.evaluate.trained import load_trained
+from fastft.evaluate.weight_average import average, write_average
 from fastft.export import to_safetensors
 from fastft.jobs.run import run_recipe
 from fastft.jobs.sweep import run_key
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import RECIPES
+from fastft.report.run_compare import load_compared, result_rows
 from fastft.report.run_figures import used_scores
 from fastft.report.run_report import write_run_page
+from fastft.run.baseline import read_baseline
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.find_weights import find_weights
 from fastft.run.inputs import open_inputs
@@ -97,6 +101,12 @@ def test_epochs_or_size_that_are_set_are_kept():
     recipe = decided("--schedule.budget=1h", "--model.head_init=small")
     assert 8 <= choose_epochs(Budget(recipe, lambda: 300.0, 80, 600), 0.02)[0].value <= 13
     assert choose_epochs(Budget(recipe, lambda: 1.0, 80, 600), 0.02)[0].value == 1
+
+
+def test_a_budget_for_a_run_that_trains_nothing_goes_to_the_best_probe():
+    found = chosen(decided("--schedule.budget=1h", "--schedule.stop_epoch=0"), 36_000)
+    assert found["model.image_size"].value == 112, "its accuracy is the best, however long a training would be"
+    assert "the best linear probe within 1h, because nothing is trained" in found["model.image_size"].reason
 
 
 def test_evaluation_at_a_larger_size_takes_its_time_at_every_size():
@@ -357,6 +367,79 @@ def test_a_larger_probe_stays_where_a_run_is_killed_refitted_or_started_from(lar
     model = load_trained(tmp_path / "again/refit", torch.device("cpu"))
     assert (model.kind, model.recipe.model.image_size, refit["weights"]["image_size"]) == ("probe", 24, 24)
     assert load_run(tmp_path / "again/refit").recipe.epochs == 0, "a linear probe needs no training"
+
+
+def test_a_start_with_other_options_uses_no_head_or_baseline_of_the_one_before(larger, tmp_path, monkeypatch):
+    def interrupted(stage: str, **options: str) -> None:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(stage, Mock(side_effect=KeyboardInterrupt))
+            larger(tmp_path, **options)
+
+    interrupted("fastft.jobs.run.train")
+    before = read_baseline(tmp_path)
+    assert before is not None and before.larger is not None
+    interrupted("fastft.choose.choose.write_choices", train__seed="5")  # its larger probe is for another seed
+    result = larger(tmp_path)
+    assert result["weights"]["kind"] == "probe" and "larger" not in result["baseline"], "not this start's larger probe"
+    assert load_trained(tmp_path, torch.device("cpu")).recipe.model.image_size == 16
+
+    shutil.rmtree(tmp_path / "checkpoints")  # before its first checkpoint
+    result = larger(tmp_path, model__head_init="small", optim__lr="1e-5", schedule__epochs="1")
+    assert result["baseline"] is None and result["weights"]["kind"] in ("raw", "ema"), "it started from no probe"
+    assert not any((tmp_path / name).exists() for name in ("probe.safetensors", "training_labels.json"))
+
+
+@pytest.mark.parametrize(
+    ("file", "weights"),
+    [("larger_probe.safetensors", "auto"), ("probe.safetensors", "probe"), ("baseline.json", "auto")],
+)
+def test_a_probe_of_another_run_is_not_taken_for_the_own(file, weights, larger, tmp_path):
+    for name, share in (("own", "0"), ("other", "0.25")):  # the same tower, fitted to other images
+        larger(tmp_path / name, data__selection_share=share)
+    shutil.copy(tmp_path / "other" / file, tmp_path / "own" / file)
+    with pytest.raises(UserError, match="of different runs"):
+        load_trained(tmp_path / "own", torch.device("cpu"), weights)
+
+
+def test_averages_and_comparisons_of_runs_have_the_probe_that_was_chosen(larger, tiny, tmp_path):
+    one, two, trained = (tmp_path / name for name in ("one", "two", "trained"))
+    larger(one), larger(two, train__seed="3"), larger(trained, optim__lr="1e-3", schedule__epochs="40")
+    first, second = result_rows(load_compared([trained, one]))
+    assert first.score is not None and second.score is not None and second.paired is not None
+    assert second.paired.gain == pytest.approx(second.score - first.score), "not what its trained weights predict"
+
+    model, mean = average([str(one), str(two)], [Path(tiny["data.val"])], "cpu", soup="uniform", say=lambda text: None)
+    write_average(mean, model, tmp_path / "average")
+    read, scored = evaluate_file(tmp_path / "average", Path(tiny["data.val"]), "cpu")
+    assert read.recipe.model.image_size == 24, "their probes' size, not that of training"
+    assert mean.record.chosen is not None and scored.scores.top1 == mean.record.chosen.files[0].top1
+
+
+def test_a_probe_that_a_run_would_take_so_far_is_told_from_one_that_it_took(larger, tmp_path):
+    larger(tmp_path, train__eval_every="1", train__checkpoint_epochs="1", train__keep_checkpoints="100")
+    assert "the run has not ended" not in find_weights(tmp_path).description
+    rewind(tmp_path, 12)
+    found = find_weights(tmp_path)
+    assert found.image_size == 24 and found.description.endswith("(the run has not ended)")
+
+
+@pytest.mark.parametrize("trains", [True, False], ids=["trained", "stopped at the probe"])
+def test_a_sweep_compares_runs_whose_length_a_budget_chose_and_trains_them_once(
+    trains, larger, tiny, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(rules, "expected_gain", lambda steps: 0.9 if steps > 25 and trains else 0.0)
+    values = {k: v for k, v in tiny.items() if k not in OPEN} | {
+        "schedule.budget": "2000s", "schedule.warmup": "0.2", "model.head_init": "probe", "optim.lr": "1",
+    }  # fmt: skip
+    command = ["sweep", "photos", *(f"--{k}={v}" for k, v in values.items()), "--seed=1,2", f"--out={tmp_path}"]
+    tables = []
+    for _ in range(2):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        tables.append(re.findall(r"^ *seed=\d +[\d.]+ ± [\d.]+", said, re.M))
+        monkeypatch.setattr("fastft.jobs.sweep.train_run", None)  # nothing is left to train
+    top1 = [result_of(tmp_path / f"seed={seed}")["weights"]["top1"] for seed in (1, 2)]
+    assert tables[0] == tables[1] and [float(row.split()[1]) for row in tables[0]] == top1
 
 
 def test_a_larger_probe_that_is_worse_than_the_trained_model_is_not_used(larger, tmp_path):

@@ -1,6 +1,7 @@
 """`train.eval_image_size`: what is trained at one image size is evaluated, predicted with and exported at another."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fastft.cost.work import recipe_work
 from fastft.evaluate.evaluation import evaluate_file
 from fastft.evaluate.predictor import Predictor, read_image
 from fastft.evaluate.trained import at_evaluated_size, load_trained
+from fastft.evaluate.weight_average import average, write_average
 from fastft.export.command import export_checkpoint
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.model.tower import resize_positions
@@ -44,6 +46,15 @@ def test_the_linear_probe_is_evaluated_at_the_size_that_it_was_fitted_at(tiny, l
     assert load_trained(larger, CPU, "probe").recipe.evaluated_size == 32
     _, probe = evaluate_file(larger, tiny["data.val"], "cpu", "probe")
     assert probe.scores.loss == pytest.approx(result_of(larger)["baseline"]["raw"]["loss"], abs=1e-5)
+
+
+def test_an_average_of_linear_probes_is_evaluated_at_their_size(tiny, larger, tmp_path):
+    val = Path(tiny["data.val"])
+    model, mean = average([str(larger)] * 2, [val], "cpu", soup="uniform", weights="probe", say=lambda text: None)
+    write_average(mean, model, tmp_path / "average")
+    read, scored = evaluate_file(tmp_path / "average", val, "cpu")
+    assert read.recipe.evaluated_size == 32, "not the 48 px at which the run evaluates what it trained"
+    assert scored.scores.loss == pytest.approx(result_of(larger)["baseline"]["raw"]["loss"], abs=1e-5)
 
 
 def test_an_export_has_the_size_of_evaluation_and_computes_the_same(larger, tmp_path):
