@@ -1,4 +1,4 @@
-"""Tables and picture for docs/study.md, made by tables.py from the runs in results/study.jsonl and study_short.jsonl.
+"""Tables and picture for docs/study.md, made by tables.py from the runs in results/study*.jsonl.
 
 Each line is a run of a row in study.yaml or study_short.yaml with one seed. Gains are computed seed by seed: over the
 whole schedule, and over the line through the complete schedules with the same training FLOPs. Their standard errors use
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean, stdev, variance
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 from markupsafe import Markup
 from records import FOLDER as RESULTS
-from records import lines, points
+from records import facts, lines, points
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from beton_tools.base.console import markdown_table as markdown
@@ -201,15 +201,15 @@ class Short:
 def shorts() -> Mapping[str, Short]:
     """Return the rows by start."""
     done = lines("study_short")
-    whole = _flops("study_short", {"row": f"{CONTROL}, 100%"})
-    found = {}
-    for start in STARTS:
-        mine = _ways("study_short", (t for t in done if t["start"] == start), whole)
-        control = sorted((w for w in mine if w.name.removeprefix(f"{CONTROL}, ") in LENGTHS), key=lambda w: w.share)
-        others = [way for way in mine if way not in control]
-        over_whole = {way.name: _over(control[-1:], way) for way in mine if way != control[-1]}
-        found[start] = Short({w.name: w for w in mine}, {w.name: _over(control, w) for w in others}, over_whole)
-    return found
+    return {start: _short(t for t in done if t["start"] == start) for start in STARTS}
+
+
+def _short(trainings: Iterable[dict[str, Any]]) -> Short:
+    mine = _ways("study_short", trainings, _flops("study_short", {"row": f"{CONTROL}, 100%"}))
+    control = sorted((w for w in mine if w.name.removeprefix(f"{CONTROL}, ") in LENGTHS), key=lambda w: w.share)
+    others = [way for way in mine if way not in control]
+    over_whole = {way.name: _over(control[-1:], way) for way in mine if way != control[-1]}
+    return Short({w.name: w for w in mine}, {w.name: _over(control, w) for w in others}, over_whole)
 
 
 def short_gain(gains: str, start: str, row: str) -> Gain:
@@ -232,6 +232,30 @@ def short() -> str:
         rows.append([name, f"{ways[name].share:.0%}", *top1, *gains])
     titles = "top-1 %", "over the same FLOPs", "over the whole schedule"
     return markdown(["way", "FLOPs", *(f"{start}: {title}" for title in titles for start in STARTS)], rows)
+
+
+def draws() -> str:
+    """Tabulate gains on other images: 1,000 others of the same classes, and another data set."""
+    done = lines("study_draws")
+    names = list(dict.fromkeys(t["images"] for t in done))
+    found = [shorts()[STARTS[0]], *(_short(t for t in done if t["images"] == name) for name in names)]
+    rows = []
+    for way in sorted(found[-1].ways.values(), key=lambda way: way.share)[:-1]:
+        for title, gains in ("the same FLOPs", "over_line"), ("the whole schedule", "over_whole"):
+            if way.name not in getattr(found[-1], gains):
+                continue
+            *drawn, other = (fmean(getattr(short, gains)[way.name]) for short in found)
+            mean = points(fmean(drawn), stdev(drawn) / len(drawn) ** 0.5, told_apart=False)
+            rows.append([way.name, title, *(f"{gain:+.1f}" for gain in drawn), mean, f"{other:+.1f}"])
+    *drawn, other = (short.ways[f"{CONTROL}, 100%"].mean for short in found)
+    top1 = [f"{value:.1f}" for value in (*drawn, fmean(drawn), other)]
+    rows.append([f"{CONTROL}, 100%: top-1 %", "", *top1])
+    return markdown(["way", "over", "first draw", *names[:-1], "mean of the draws", names[-1]], rows, 2)
+
+
+def drawn() -> str:
+    """Say where and when the runs on other images were made."""
+    return "{}, bf16, one thread, {}, commit {}.".format(*facts(lines("study_draws"), "processor", "date", "commit"))
 
 
 THREE, THREE_SHORT = "probe head, freeze 1/2, 40%", "fitted head, freeze 1/2, 40%"  # the same way, in either study

@@ -105,6 +105,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-complete": study.complete,
     "study-ways": study.compared,
     "study-short": study.short,
+    "study-draws": study.draws,
+    "study-drawn": study.drawn,
     "study-summary": study.summary,
     "study-statistics": study.statistics,
     "study-shorter": study.shorter,
