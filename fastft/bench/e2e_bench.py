@@ -31,6 +31,7 @@ from fastft.machine.precision import choose_precision
 from fastft.model.arch import load_open_clip_arch
 from fastft.recipe import recipe_from_dict
 from fastft.recipe.constants import STEP_PARTS
+from fastft.run.identity import json_value
 from fastft.run.run_directory import load_run
 
 CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
@@ -86,7 +87,7 @@ def _batch(options: Options) -> int:
 def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
     """Return the recipe to train: the given one, or the paper's defaults scaled down to this machine and the images."""
     given = options.recipe
-    sections: dict[str, dict[str, Any]] = json.loads(json.dumps(given.as_dict())) if given else {}
+    sections: dict[str, dict[str, Any]] = json_value(given.as_dict()) if given else {}
     on_gpu = torch.cuda.is_available()
     if given is None and not on_gpu:
         arch = options.workspace.folder / "tiny.json"

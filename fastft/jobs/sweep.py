@@ -263,18 +263,12 @@ def refuse_other_results(runs: Sequence[PlannedRun]) -> None:
                     f"{run.folder} has a result, but nothing says what it was trained on. Use another --out"
                 )
             continue
-        now = run.inputs.identify(replace(_with_choices(run), automatic=frozenset()))
-        found, choices = stored.differences(now), read_choices(run.folder) or {}
+        choices = read_choices(run.folder) or {}  # what linear probes and rates chose then is used again
+        now = run.inputs.identify(replace(resolve(run.recipe, run.inputs.images, choices), automatic=frozenset()))
+        found = stored.differences(now)
         found += [Difference(o, f"{o}: set by hand -> auto") for o in sorted(run.recipe.automatic - choices.keys())]
         if found:
             raise UserError(f"{run.folder} holds another run: {describe(found)}. Use another --out")
-
-
-def _with_choices(run: PlannedRun) -> AskedRecipe:
-    """Return the recipe with what linear probes and rates have chosen in the run directory, which is used again."""
-    if run.inputs is None:
-        return run.recipe
-    return resolve(run.recipe, run.inputs.images, read_choices(run.folder) or {})
 
 
 def train_run(run: PlannedRun, world: World, console: Console, warned: Sequence[Warned] = ()) -> str | None:
@@ -309,7 +303,9 @@ def read_result(run: PlannedRun) -> list[Evaluation] | None:
     Otherwise, or if a file is damaged, None.
     """
     try:
-        found, recipe = result.read_result(run.folder), _with_choices(run)
+        found, recipe = result.read_result(run.folder), run.recipe
+        if run.inputs is not None:
+            recipe = resolve(recipe, run.inputs.images, read_choices(run.folder))
     except UserError:
         return None
     if found is None or not (found.epochs >= recipe.epochs or found.stopped):

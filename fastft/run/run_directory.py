@@ -1,6 +1,5 @@
 """The run directory: its lock, recipe.yaml and choices.json, and everything known about a run, also while it trains."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
 from fastft.run.baseline import BASELINE, Baseline, read_baseline
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from fastft.run.identity import Identity
+from fastft.run.identity import Identity, json_value
 from fastft.run.json_files import read_document, write_document
 from fastft.run.metrics_lines import LOG, BaselineLine, Interval, Log, LoggedEvaluation, Start, read_log
 from fastft.run.result import WeightChoice, read_result
@@ -212,8 +211,9 @@ def remove_heads(folder: Path) -> None:
 
 
 def write_recipe(folder: Path, recipe: FinalRecipe) -> None:
-    sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
-    text = f"# this run's resolved recipe ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
+    text = f"# this run's resolved recipe ({recipe.name})\n" + yaml.safe_dump(
+        json_value(recipe.as_dict()), sort_keys=False
+    )
     write_text(folder / RECIPE, text)
 
 
