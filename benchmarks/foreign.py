@@ -159,7 +159,7 @@ def _setting(gains: dict[str, list[float]]) -> str:
     mean = points(fmean(of_model), float(np.std(of_model, ddof=1)) / len(of_model) ** 0.5, False)
     pairs = [gain for of_set in gains.values() for gain in of_set]
     return (
-        f"The AUROC of log-sum-exp minus that of the probability is {mean} (mean and standard error over {len(of_model)} "
+        f"Log-sum-exp's AUROC minus the probability's AUROC is {mean} (mean and standard error over {len(of_model)} "
         f"models), and positive in {sum(gain > 0 for gain in pairs)} of {len(pairs)} pairs. {processor}, one thread, "
         f"fp32, {date}, commit {commit}, seed {seed}."
     )

@@ -146,8 +146,8 @@ def stronger_setting() -> str:
     faster = fmean(ours[1]["cpu"] / ours[0]["cpu"] for ours in same_day)
     return (
         f"The opponents: {processor}, one thread, {date}, commit {commit}, seed 0. They took {trials:.0f}, {sizes:.0f} and "
-        f"{head:.0f} s on average. This machine was faster than those of the other tables: fastft's 26 epochs took {faster:.2f} "
-        f"times as long here ({len(same_day)} sets)."
+        f"{head:.0f} s on average. This machine was faster than the ones in the other tables: here, fastft's 26 epochs took "
+        f"{faster:.2f} times as long ({len(same_day)} sets)."
     )
 
 
@@ -184,8 +184,8 @@ def _cost_of_time(judge: bool, words: str) -> str:
         for name, runs in _budgeted().items() if SETS[name].judge == judge
         for (before, shorter), (after, longer) in pairwise(zip(TIMES, runs, strict=True))
     }  # fmt: skip
-    lost = [f"{where} {shown(*pair)}" for where, pair in gains.items() if pair[0] < 0]
-    where = f": {'; '.join(lost)}" if lost else ""
+    lost = [f"{where}: {shown(*pair)} points" for where, pair in gains.items() if pair[0] < 0]
+    where = f" ({'; '.join(lost)})" if lost else ""
     return f"{words}, more time cost accuracy in {len(lost) or 'none'} of {len(gains)} comparisons{where}."
 
 
@@ -194,7 +194,9 @@ def budgets_setting() -> str:
     runs = [row for of_set in _budgeted().values() for seeds in of_set for row in seeds.values()]
     processor, date, commit, seed = facts(runs, "processor", "date", "commit", "seed")
     seconds = (f"{fmean(_seconds(of_set[k]) for of_set in _budgeted().values()):.0f} s" for k in range(len(BUDGETS)))
-    return f"{processor}, one thread, {date}, commit {commit}, seed {seed}. They took {', '.join(seconds)} on average."
+    return (
+        f"{processor}, one thread, {date}, commit {commit}, seed {seed}. The runs took {', '.join(seconds)} on average."
+    )
 
 
 def _budgeted() -> dict[str, list[Seeds]]:
@@ -210,8 +212,8 @@ def heads() -> str:
         for cheap, ours in _runs("head", "fastft").values()
     ]
     return (
-        f"On these {len(gains)} sets, the top-1 of the linear probe that a run starts from differs from that of the best "
-        f"linear head by {shown(*_over_sets(gains))} points on average."
+        f"On these {len(gains)} sets, the linear probe's top-1 minus the best linear head's top-1 is "
+        f"{shown(*_over_sets(gains))} points on average."
     )
 
 
@@ -322,7 +324,12 @@ def caution() -> str:
     for multiple in MULTIPLES:
         lost, timid, harmful = zip(*(_lost(name, multiple) for name in _compared_sets()), strict=True)
         rows.append([f"{multiple:g}", f"{fmean(lost):.1f}", f"{max(timid):.1f}", f"{max(harmful):.1f}"])
-    head = ["multiple", "points lost, mean over sets", "largest loss by a probe that was preferred", "by a training"]
+    head = [
+        "multiple",
+        "points lost, mean over sets",
+        "most points lost by preferring a probe",
+        "by preferring a training run",
+    ]
     return markdown(head, rows)
 
 
@@ -330,7 +337,9 @@ def caution_sets() -> str:
     """Say which sets `caution` is about."""
     sets = [SETS[name].title for name in _compared_sets()]
     trainings = sum(len(_trainings(name)) for name in _compared_sets())
-    return f"{len(sets)} sets, {trainings} trainings of {DECIDED[0]} to {DECIDED[1] - 1} steps: {', '.join(sets)}."
+    return (
+        f"{len(sets)} sets, {trainings} training runs with {DECIDED[0]} to {DECIDED[1] - 1} steps: {', '.join(sets)}."
+    )
 
 
 def _lost(name: str, multiple: float) -> tuple[float, float, float]:
@@ -417,10 +426,10 @@ def summary() -> str:
     over_head, over_loop, over_sizes, over_large = (shown(*_over_sets(gains)) for gains in zip(*pairs, strict=True))
     return (
         f"With a small ViT at 42 px, fine-tuning gained {over_head} points of top-1 over the best linear head at that size, "
-        f"and {over_loop} over a timm loop that chooses its augmentation with short trials, in about the same seconds. A time "
+        f"and {over_loop} over a timm loop that chooses its augmentation with short trials, in about the same time. A time "
         f"budget (`--schedule.budget`), which also chooses the image size, gained {over_sizes} over such a loop that tries two "
-        f"sizes, and {over_large} over the best linear head at 42 to 126 px. These are means of the {len(sets)} datasets on "
-        "which nothing was tuned, in fp32, with standard errors over datasets. "
+        f"image sizes, and {over_large} over the best linear head at 42 to 126 px. These are means over the {len(sets)} datasets "
+        "on which nothing was tuned, in fp32, with standard errors over datasets. "
         "[Measurements](docs/measurements/photos.md) describes the opponents and the datasets. [The guide](docs/photos.md) also "
         "covers tables, several labels per image and wrong labels."
     )
