@@ -57,6 +57,8 @@ PROMISES: dict[str, dict[str, str]] = {
         "never by position": "data/test_classes.py::rows_are_found_by_id_then_by_name_and_never_by_a_name_of_several_classes",
         "It is refused if it has fewer labels":
             "data/test_what_is_trained.py::a_file_without_a_manifest_is_used_alone_and_never_by_chance_beside_named_ones",
+        "It is refused as one of several training files":
+            "data/test_what_is_trained.py::a_file_without_a_manifest_is_used_alone_and_never_by_chance_beside_named_ones",
         "the subset is refused": "beton_tools/read/test_subset_file.py::a_changed_file_is_refused",
     },
     "gpu-day.md": {
