@@ -97,7 +97,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "are always evaluated at the size":
             "evaluate/test_evaluated_size.py::a_size_at_which_a_tower_cannot_be_evaluated_is_refused",
         "at most a tenth of the time left": "choose/test_budget.py::a_probe_may_take_a_tenth_of_what_is_left",
-        "at most those that are chosen without a budget":
+        "at most the number that is chosen without a budget":
             "choose/test_budget.py::time_is_given_to_the_image_size_as_long_as_there_are_enough_steps",
         "raw weights always come from the last epoch": "run/test_chosen_weights.py::weights_can_be_chosen",
     },
