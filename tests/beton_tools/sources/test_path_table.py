@@ -111,6 +111,17 @@ def test_a_column_of_another_type_does_not_hide_the_labels(images):
     assert open_source(images / "t.parquet").labels.tolist() == [1, 0]
 
 
+def test_a_path_with_dots_after_a_link_is_the_file_that_the_system_opens(images, tmp_path_factory):
+    far = tmp_path_factory.mktemp("far")
+    (far / "deep").mkdir()
+    for folder, name in ((far, "far"), (images, "near")):
+        (folder / "x.png").write_bytes(name.encode())
+    (images / "link").symlink_to(far / "deep")
+    (images / "t.csv").write_text("path,label\nlink/../x.png,a\npictures/../x.png,b\n")
+    source = open_source(images / "t.csv")
+    assert [source.locate(i).read() for i in range(2)] == [b"far", b"near"]
+
+
 def test_optional_columns_are_read(images):
     table = images / "t.csv"
     table.write_text("path,label,split,group\na.png,x,Validation,p1\nb.png,y,training,\nc.png,y,test,p2\n")
