@@ -21,6 +21,7 @@ import fastft
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import file_checksum
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import Manifest
 from fastft.cli import main
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.head_file import read_head
@@ -291,6 +292,22 @@ def test_a_run_that_was_moved_is_evaluated_on_its_own_images(place, capsys):
         assert (
             main(["report", moved, "--overwrite"]) == 0 and "has changed" not in Path(moved, "report.html").read_text()
         )
+
+
+def test_the_card_and_the_report_of_a_moved_run_describe_its_own_images(place, capsys):
+    files = [Path("runs/run/data") / f"{side}.beton" for side in ("train", "val")]
+    own = [Manifest.of_beton(path).fingerprint for path in files]
+    Path("runs/run").rename("runs/first")
+    assert main(command("train", data__train="others")) == 0
+    others = [Manifest.of_beton(path).fingerprint for path in files]
+    for described, removed in ((own, False), ([], True)):
+        if removed:
+            shutil.rmtree("runs/first/data")
+        assert main(["export", "runs/first", "--format=safetensors", "--out=x.safetensors", "--overwrite"]) == 0
+        assert main(["report", "runs/first"]) == 0
+        card, page = Path("x.safetensors.md").read_text(), Path("runs/first/report.html").read_text()
+        assert [f for f in own + others if f in page] == described
+        assert [f for f in own + others if f[:16] in card] == described
 
 
 @pytest.mark.parametrize("reader", ["eval", "report", "average", "load"])
