@@ -26,7 +26,7 @@ def find_betons(data: BetonPaths) -> list[Path]:
     A name that exists is never read as a pattern or a list.
 
     Raises:
-        UserError: No file matches a pattern, a file is named twice, or a folder is given.
+        UserError: No file matches a pattern, a file is named twice, also by a link, or a folder is given.
     """
     entries = [entry for item in _as_sequence(data) for entry in _split(os.fspath(item))]
     paths = [path for entry in entries for path in _expand(entry)]
@@ -39,9 +39,11 @@ def find_betons(data: BetonPaths) -> list[Path]:
         )
     if not paths:
         raise UserError("no .beton file is named. Give a file, or a quoted pattern such as 'train-*.beton'")
-    twice = next((path for k, path in enumerate(paths) if path in paths[:k]), None)
-    if twice is not None:
-        raise UserError(f"{twice}: named twice. Name each file once")
+    first: dict[str, Path] = {}
+    for path in paths:
+        if (other := first.setdefault(os.path.realpath(path), path)) is not path:
+            link = "" if other == path else f", as {other} too"  # a link, which a pattern may match beside its file
+            raise UserError(f"{path}: named twice{link}. Name each file once")
     return paths
 
 

@@ -67,11 +67,11 @@ class Classes:
     def rows_in(self, others: Classes) -> list[int | None]:
         """Return, for each class, its label in `others`: by id, then by name. None if it is not there.
 
-        A name that several classes share says nothing, unless both lists have the same names in the same order.
+        A name or id that several classes share says nothing, unless both lists have the same ones in the same order.
         """
-        if None in (self.ids, others.ids) and self.names == others.names:
+        if self.names == others.names if None in (self.ids, others.ids) else self.ids == others.ids:
             return list(range(len(self)))
-        by_id = {} if others.ids is None else {own: row for row, own in enumerate(others.ids)}
+        by_id = {} if others.ids is None else _unique(others.ids)
         by_name = _unique(others.labels) | _unique(others.names)
         own_unique = _unique(self.names)
         rows: list[int | None] = []

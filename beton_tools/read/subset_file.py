@@ -82,7 +82,7 @@ def read_subset_file(path: Path) -> SubsetFile:
         raise UserError(f"{path}: not a subset file ({error}). Run the same fastft train again") from error
 
 
-def used_files(data: str) -> tuple[list[str], str]:
+def listed_files(data: str) -> tuple[list[str], str]:
     """Return the files that `data` names, for reports, and which part of their images a subset file lists.
 
     The second value is "" if `data` is not a subset file.

@@ -190,5 +190,12 @@ def _read_text(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | Non
     lines = read_lines(folder / _TEXT)
     if lines is None:
         return None
-    rows = [line.split() for line in lines]
-    return {Path(row[0]).stem: row[1] for row in rows if len(row) == 2}
+    wanted, wnid_of = set(stems), dict[str, str]()
+    for name, wnid in (row for row in map(str.split, lines) if len(row) == 2):
+        stem = Path(name).stem
+        if wnid_of.setdefault(stem, wnid) != wnid and stem in wanted:
+            raise UserError(
+                f"{folder / _TEXT} gives {stem} the classes {wnid_of[stem]} and {wnid}. Names are compared without suffix: "
+                "correct the file, or rename the image"
+            )
+    return wnid_of

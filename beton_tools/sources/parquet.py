@@ -423,11 +423,11 @@ def _label_column(path: SourcePath, schema: pa.Schema) -> str:
     usual = find_column([*integers, *(f.name for f in schema if _is_text(f.type))], LABEL_COLUMNS)
     if usual is not None:
         return usual
+    if (named := find_column(schema.names, LABEL_COLUMNS)) is not None:
+        raise _wrong_type(path, schema.field(named))
     others = [name for name in integers if name.lower() not in NO_CLASSES]
     if len(others) == 1:
         return others[0]
-    if (named := find_column(schema.names, LABEL_COLUMNS)) is not None:
-        raise _wrong_type(path, schema.field(named))
     which = f"{' or '.join(others)} could be" if others else f"none of {', '.join(schema.names)} is"
     raise UserError(f"{path}: {which} the label column. Name the label column 'label'")
 

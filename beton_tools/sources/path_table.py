@@ -366,7 +366,10 @@ def _below(root: Path, table: Path, cell: str) -> str:
     """Return a path from the table `table`, relative to `root`."""
     if "://" in cell:
         raise UserError(f"{table}: {cell} is a URL. Download the images, and list their paths")
-    return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
+    place = Path(os.path.realpath(table.parent)) / cell
+    if ".." in place.parts:  # after a link to a folder, this is not the folder before it
+        place = Path(os.path.realpath(place.parent)) / place.name
+    return os.path.relpath(place, root)
 
 
 def splits_of(tables: Sequence[Table]) -> list[str] | None:

@@ -305,9 +305,14 @@ def _samples(file: BinaryIO, path: SourcePath, left_out: Counter[str]) -> Iterat
     """Yield the samples in one shard. `left_out` counts the files in samples without an image."""
     visible = (m for m in members(file, path, left_out=left_out) if not m.name.rpartition("/")[2].startswith("."))
     for key, group in groupby(visible, key=_sample_key):
-        parts = {_extension(member): member for member in group}
+        files = list(group)
+        parts = {_extension(member): member for member in files}
         images = [extension for extension in parts if f".{extension}".endswith(IMAGE_SUFFIXES)]
         if images:
+            if len(parts) < len(files):  # WebDataset refuses them too
+                raise UserError(
+                    f"{path}: sample {key} has two files of the same kind. Give each sample a name of its own"
+                )
             image = next((e for e in images if f".{e}" in IMAGE_SUFFIXES), images[0])  # jpg before depth.png
             yield key, parts[image], _sample_label(file, path, key, parts)
         else:

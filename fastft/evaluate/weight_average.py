@@ -35,7 +35,7 @@ from fastft.run.checkpoint import State as CheckpointState
 from fastft.run.checkpoint import write_checkpoint
 from fastft.run.evaluations import BALANCED_ACCURACY, SCORE_NAMES
 from fastft.run.find_weights import STEMS
-from fastft.run.identity import describe, identify_weights
+from fastft.run.identity import describe, refuse_changed_weights
 from fastft.run.json_files import write_document
 from fastft.run.paired import SIGNIFICANT, Comparison, compare_predictions
 from fastft.run.predictions import Predictions
@@ -95,9 +95,8 @@ def _read(path: Path, weights: str) -> State:
 
 def read_start(run: Trained) -> State:
     """Rebuild a run's initial weights from its recipe: the pretrained tower, with the run's head or a seeded one."""
-    weights = run.recipe.model.weights
-    if run.state is not None and run.state.weights not in ("", identify_weights(weights, run.recipe.model.arch)):
-        raise UserError(f"{weights} has changed since {run.path} was trained from it. Put the old weights back")
+    if run.state is not None:
+        refuse_changed_weights(run.state, run.recipe, run.path)
     model = build_model(run.recipe, arch=run.model.visual.arch)
     if run.recipe.model.head_init == FROM_WEIGHTS:
         head, _ = head_of_weights(model, run.recipe, run.known_classes)

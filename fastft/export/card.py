@@ -6,9 +6,6 @@ import yaml
 
 from beton_tools import __version__
 from beton_tools.base.console import counted, markdown_table
-from beton_tools.base.errors import UserError
-from beton_tools.read.manifest import Manifest
-from beton_tools.read.subset_file import used_files
 from fastft.evaluate.trained import Trained
 from fastft.export.preprocessing import LICENCE, preprocessing_code, short_side
 from fastft.model import TimmArch
@@ -16,6 +13,7 @@ from fastft.recipe import SECTIONS, Recipe
 from fastft.recipe.constants import PROBE, SQUASH
 from fastft.run.average_record import AverageRecord
 from fastft.run.evaluations import BESIDE, SCORE_NAMES, WEIGHTS
+from fastft.run.inputs import UsedFile, used_files
 
 FEW_CLASSES = 20  # the card lists up to this many class names; longer lists are only in the files
 
@@ -41,7 +39,7 @@ def model_card(
         f"## Images\n\n{_images(recipe, normalised)}",
         f"## Accuracy\n\n{_metrics(trained)}",
         *([f"## Probabilities\n\n{_temperature(trained)}"] if trained.temperature else []),
-        f"## Data\n\n{_data(recipe)}",
+        f"## Data\n\n{_data(trained)}",
         f"## Recipe\n\n{_recipe(recipe)}",
         f"## Licence\n\n{LICENCE}",
     ]
@@ -144,20 +142,17 @@ def _average(average: AverageRecord) -> str:
     return "\n".join(lines)
 
 
-def _data(recipe: Recipe) -> str:
-    lines = []
-    for role, named in (("Training", recipe.data.train), ("Validation", recipe.data.val)):
-        paths, part = ([], "") if named is None else used_files(named)
-        used = f"{role}, {part}" if part else role
-        lines += [_file(used, path) for path in paths] or [f"{role}: none"]
+def _data(trained: Trained) -> str:
+    lines, state, folder = [], trained.state, trained.path.parents[1]
+    contents = (None, None) if state is None else (state.data, state.val)
+    for role, option, content in zip(("Training", "Validation"), ("data.train", "data.val"), contents, strict=True):
+        files = used_files(trained.recipe, option, content, folder)
+        lines += [_file(f"{role}, {file.part}" if file.part else role, file) for file in files] or [f"{role}: none"]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _file(role: str, path: str) -> str:
-    try:
-        manifest = Manifest.of_beton(path)
-    except UserError:
-        manifest = None
+def _file(role: str, file: UsedFile) -> str:
+    path, manifest = file.path, file.manifest
     if manifest is None:
         return f"{role}: `{Path(path).name}` (its manifest was not found)"
     source = ", ".join(f"{k} {Path(v).name}" for k, v in manifest.source.items())

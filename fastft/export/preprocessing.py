@@ -39,8 +39,10 @@ LICENCE = (
 
 def origin(trained: Trained) -> dict[str, object]:
     """Return where an exported file comes from: fastft's version, the run, the weights in it, and what licence applies."""
+    path = trained.path.resolve()
+    is_average = trained.state is not None and trained.state.average is not None  # a checkpoint by itself
     run = {
-        "name": trained.path.parents[1].name,
+        "name": path.name if is_average else path.parents[1].name,
         "recipe": trained.recipe.name,
         "checkpoint": trained.path.name,
         "weights": trained.kind,

@@ -57,9 +57,10 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
     rows, into `out/data`.
 
     Raises:
-        UserError: a sweep, recipe or override is wrong, or there is no validation data.
+        UserError: a sweep, recipe or override is wrong, two sweeps have one report, or there is no validation data.
         Preempted: stopped by a signal. The same call continues.
     """
+    _refuse_one_report(sweeps, out)
     recipes = [load_recipe(sweep.reference(row), overrides) for sweep in sweeps for row in sweep.rows]
     largest = max(recipes, key=largest_size)  # photographs are stored large enough for this recipe
     options, converts, warned = recipes[0].train, needs_preparation(largest), list[Warned]()
@@ -162,6 +163,17 @@ def _refuse_multi_label(recipe: Recipe) -> None:
 def report_folder(sweep: Sweep, out: Path) -> Path:
     """Return the folder for the table, which lies beside the runs if they are named."""
     return out if sweep.named else out / sweep.name
+
+
+def _refuse_one_report(sweeps: Sequence[Sweep], out: Path) -> None:
+    """Raise UserError if two tables have one folder for their reports, of which one would be lost."""
+    first: dict[Path, Sweep] = {}
+    for sweep in sweeps:
+        other = first.setdefault(folder := report_folder(sweep, out), sweep)
+        if not sweep.path.samefile(other.path):
+            raise UserError(
+                f"{other.path} and {sweep.path} both write {folder / TABLE}. Sweep one of them with another --out"
+            )
 
 
 # the run of a row ----------------------------------------------------------------------------------------------------

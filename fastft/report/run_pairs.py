@@ -1,6 +1,6 @@
 """Pair the predictions that two runs made for the same validation images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ class ImageResults:
     Attributes:
         kind: the weights, "raw", "ema" or "probe".
         names: the images' names in their source.
+        contents: their content ids, uint64 (N,). None for files of earlier versions.
         truth: the labels by class name, one text per image.
         labels_N: int64.
         right: bool (N,), multi-label (N, K).
@@ -32,9 +33,15 @@ class ImageResults:
     epoch: int
     score: BestBy
     names: Sequence[str]
+    contents: np.ndarray | None
     truth: Sequence[str]
     labels_N: np.ndarray
     right: np.ndarray
+
+    def images(self, by_content: bool) -> Iterable[tuple[object, str]]:
+        """Return what tells each image from others: its content id, or else its name, and its labels."""
+        own = self.contents.tolist() if by_content and self.contents is not None else self.names
+        return zip(own, self.truth, strict=True)
 
 
 def read_image_results(run: Run, opened: Sequence[BetonSet] = ()) -> ImageResults | None:
@@ -61,7 +68,7 @@ def read_image_results(run: Run, opened: Sequence[BetonSet] = ()) -> ImageResult
         kind, right = PROBE, stored
     try:
         betons = open_of_run(run, "data.val", opened)
-        names = betons.read_names()
+        names, contents = betons.read_names(), betons.read_contents()
     except UserError:
         return None
     labels = arrays["labels"]
@@ -69,7 +76,7 @@ def read_image_results(run: Run, opened: Sequence[BetonSet] = ()) -> ImageResult
         return None
     truth = _label_texts(labels, betons.class_names)
     score = run.evaluations[-1].best_by
-    return ImageResults(kind, int(arrays["epoch"]), score, list(names), truth, labels, right)
+    return ImageResults(kind, int(arrays["epoch"]), score, list(names), contents, truth, labels, right)
 
 
 def _label_texts(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
@@ -82,10 +89,12 @@ def _label_texts(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
 def compare_image_results(first: ImageResults, second: ImageResults) -> Comparison | None:
     """Return how far `second` is ahead of `first` on the images that both have, with the same labels. None without any.
 
-    Balanced accuracy is compared if it compares the epochs in both runs. Images are matched by name and labels.
+    Balanced accuracy is compared if it compares the epochs in both runs. Images are matched by content and labels, because
+    other images may have the same names, and only without content ids by name and labels.
     """
-    place = {pair: i for i, pair in enumerate(zip(first.names, first.truth, strict=True))}
-    pairs = [(place[pair], i) for i, pair in enumerate(zip(second.names, second.truth, strict=True)) if pair in place]
+    by_content = first.contents is not None and second.contents is not None
+    place = {image: i for i, image in enumerate(first.images(by_content))}
+    pairs = [(place[image], i) for i, image in enumerate(second.images(by_content)) if image in place]
     if not pairs or first.right.ndim != second.right.ndim or first.right.shape[1:] != second.right.shape[1:]:
         return None
     ours, theirs = np.array(pairs).T

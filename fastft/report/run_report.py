@@ -11,8 +11,6 @@ from pathlib import Path
 from beton_tools.base.atomic import check_output, write_text
 from beton_tools.base.console import counted, printable
 from beton_tools.base.errors import UserError, report_disk_errors
-from beton_tools.read.manifest import Manifest
-from beton_tools.read.subset_file import used_files
 from fastft.evaluate.file_report import FileReport, NamedClass
 from fastft.evaluate.mistakes import Mistake, RunPredictions, predict_validation, thumbnail
 from fastft.recipe import AskedRecipe, Choice, Recipe, differences, load_recipe
@@ -25,7 +23,7 @@ from fastft.report.run_figures import all_scores, headline, run_warnings, score_
 from fastft.report.run_times import profiled, run_cost, time_split
 from fastft.run.evaluations import MAP
 from fastft.run.find_weights import with_choice_so_far
-from fastft.run.inputs import open_of_run
+from fastft.run.inputs import open_of_run, used_files
 from fastft.run.run_directory import Run, load_run, read_choices
 from fastft.run.training_labels import ClassCurve, TrainingLabels, read_training_labels
 
@@ -102,7 +100,7 @@ def render_run(
         base=base,
         diff=[] if base is None else recipe_diff(run.recipe, base, choices),
         reasons=bool(choices),
-        data=list(data_files(run.recipe)),
+        data=list(data_files(run)),
         # speed, time and cost
         machine=machine_line(run),
         speed_figures=speed_tiles(run),
@@ -215,17 +213,10 @@ def recipe_diff(
     ]
 
 
-def data_files(recipe: Recipe) -> Iterator[tuple[str, str, str, Mapping[str, object] | None]]:
+def data_files(run: Run) -> Iterator[tuple[str, str, str, Mapping[str, object] | None]]:
     """Yield (role, path, part that is used, manifest's summary or None) for the files of the training and evaluations."""
-    for role, named in (("training", recipe.data.train), ("validation", recipe.data.val)):
-        paths, part = ([], "") if named is None else used_files(named)
-        for path in paths:
-            yield role, path, part, _summary(path)
-
-
-def _summary(path: str) -> Mapping[str, object] | None:
-    try:
-        manifest = Manifest.of_beton(path)
-    except UserError:
-        return None
-    return None if manifest is None else manifest.summary()
+    stored = run.identity
+    contents = (None, None) if stored is None else (stored.data, stored.val)
+    for role, option, content in zip(("training", "validation"), ("data.train", "data.val"), contents, strict=True):
+        for path, part, manifest in used_files(run.recipe, option, content, run.folder):
+            yield role, path, part, None if manifest is None else manifest.summary()

@@ -216,6 +216,19 @@ def identify_weights(weights: str | None, arch: str = "") -> str:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}). Give other weights") from None
 
 
+def refuse_changed_weights(stored: Identity, recipe: Recipe, run: Path) -> None:
+    """Raise UserError if the weights or the head that a run started from are gone or hold something else now.
+
+    Args:
+        stored: the run's identity. What runs of fastft 0.3 started from is not known, and is not compared.
+        recipe: the run's.
+    """
+    model = recipe.model
+    for file, then, arch in ((model.weights, stored.weights, model.arch), (model.head, stored.head, "")):
+        if then and identify_weights(file, arch) != then:
+            raise UserError(f"{file} is gone or has changed since {run} was trained from it. Put the old file back")
+
+
 @lru_cache(maxsize=64)
 def _checksum(file: Path, size: int, modified: int) -> str:
     """Return the size and the CRC-32 of a file. The runs of a sweep read it once."""

@@ -8,11 +8,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Object
 from beton_tools.read.beton_paths import find_betons, is_named_beton
 from beton_tools.read.beton_set import BetonSet, Content
+from beton_tools.read.manifest import Manifest
+from beton_tools.read.subset_file import listed_files
 from fastft.data.classes import refuse_other_classes
 from fastft.data.selection import split_selection
 from fastft.data.warnings import ACCURACY, Warned, data_warnings, describe_betons
@@ -231,6 +234,32 @@ def open_stored(
     if problem is not None:
         raise problem
     return BetonSet.open(stored, classes_by_position=recipe.data.classes_by_position)  # says which file is missing
+
+
+class UsedFile(NamedTuple):
+    """A file with a run's training or validation images.
+
+    part: how many of its images are used, or "" for all of them. manifest: None if the file has none, is not there any more,
+    or holds other images now.
+    """
+
+    path: str
+    part: str
+    manifest: Manifest | None
+
+
+def used_files(recipe: Recipe, option: str, content: Content | None, folder: Path) -> list[UsedFile]:
+    """Describe the files in which the images of `open_stored` lie. Another run's files under the same names are not used."""
+    if (stored := recipe.flat()[option]) is None:
+        return []
+    try:
+        images = open_stored(recipe, option, content, folder)
+        total = sum(beton.num_samples for beton in images.files)
+        part = "" if images.ids_in_files is None else f"{len(images):,} of {total:,} images"
+        return [UsedFile(str(beton.path), part, Manifest.of_beton(beton.path)) for beton in images.files]
+    except UserError:
+        paths, part = listed_files(stored)
+        return [UsedFile(path, part, None) for path in paths]
 
 
 def _places(recipe: Recipe, stored: str, folder: Path) -> Iterator[list[Path]]:

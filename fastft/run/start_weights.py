@@ -11,6 +11,7 @@ from fastft.recipe.constants import FROM_WEIGHTS, IMAGE_SIZE, PROBE
 from fastft.recipe.schema import Choice, option_fields
 from fastft.run.checkpoint import is_checkpoint, read_checkpoint, stored_recipe
 from fastft.run.find_weights import ChosenWeights, find_weights
+from fastft.run.identity import refuse_changed_weights
 
 WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
 # what the weights belong to: the new run takes these over unless its command line sets them
@@ -32,13 +33,16 @@ def with_run_weights(recipe: AskedRecipe) -> AskedRecipe:
     `model.weights` are returned unchanged.
 
     Raises:
-        UserError: no usable checkpoint.
+        UserError: no usable checkpoint, or the run chose its linear probe, and the weights below it have changed.
     """
     run = expand_home(recipe.model.weights)
     if not run.is_dir() or not is_run(run):
         return recipe
     chosen = find_weights(run)
-    old = stored_recipe(read_checkpoint(chosen.path, ()))
+    checkpoint = read_checkpoint(chosen.path, ())
+    old = stored_recipe(checkpoint)
+    if chosen.kind == PROBE:  # the tower is read from the weights that the run started from
+        refuse_changed_weights(checkpoint.state, old, run)
     choices = _start(recipe, run, chosen, old)
     if old.model.arch.endswith(".json"):  # the file may lie elsewhere now, or hold something else
         old = old.with_option("model.arch", str(chosen.path))

@@ -78,4 +78,9 @@ def test_rows_are_found_by_id_then_by_name_and_never_by_a_name_of_several_classe
     assert Classes.of(["crane", "bee", "crane"]).rows_in(CRANES) == [None, None, None]
     assert Classes.of(["crane", "crane", "ant"]).rows_in(CRANES) == [None, None, 0]
     assert Classes.of(["crane (n3)", "n2", "ant"]).rows_in(CRANES) == [2, 1, 0]
+    twice = Classes.of(
+        ["missile", "cat", "missile"], ["missile", "cat", "missile"]
+    )  # as a list beside shards may name them
+    assert twice.rows_in(twice) == [0, 1, 2]
+    assert Classes.of(["cat", "missile"], ["cat", "missile"]).rows_in(twice) == [1, None]
     assert CRANES.labels == ("ant", "crane (n2)", "crane (n3)")

@@ -67,6 +67,14 @@ def test_files_that_cannot_be_opened_together_are_one_line(parts, data, words):
         BetonSet.open(named)
 
 
+def test_a_file_beside_a_link_to_it_is_not_used_twice(parts, tmp_path):
+    """FFCV's files have no manifest that would tell."""
+    shutil.copy(parts / "train-1-of-3.beton", tmp_path / "train.beton")
+    (tmp_path / "train-latest.beton").symlink_to("train.beton")
+    with pytest.raises(UserError, match=r"train\.beton: named twice, as .*train-latest\.beton too"):
+        BetonSet.open(tmp_path / "train*.beton")
+
+
 def _with_manifest(path: Path, target: Path, **changes: object) -> Path:
     """A copy of a file, with another manifest."""
     shutil.copy(path, target)

@@ -15,6 +15,7 @@ from fastft.evaluate import weight_average
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
 from fastft.evaluate.weight_average import RESULT, Tried, choose_alpha
+from fastft.export.preprocessing import origin
 from fastft.model.recipe_model import build_model
 from fastft.run.average_record import AverageRow, FileFigures
 from fastft.run.predictions import Predictions
@@ -127,6 +128,8 @@ def test_the_average_is_predicted_with_and_exported(whole, other, tiny, tmp_path
     assert main(["export", str(out), "--format", "safetensors", "--out", str(tmp_path / "a.safetensors")]) == 0
     card = (tmp_path / "a.safetensors.md").read_text()
     assert "Uniform soup of 2 of 2 models" in card and "% top-1 of 20 images" in card
+    assert origin(load_trained(out, CPU))["run"]["name"] == "soup"  # an average is no run with checkpoints
+    assert origin(load_trained(whole, CPU))["run"]["name"] == whole.name
     again = ["average", str(whole), str(out), "--alpha=0.5", "--out", str(tmp_path / "again")]
     assert main(again) == 0
     before = (tmp_path / "again" / "average.json").read_bytes()

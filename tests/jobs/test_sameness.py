@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fastft
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import file_checksum
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import Manifest
 from fastft.cli import main
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.head_file import read_head
@@ -293,6 +295,22 @@ def test_a_run_that_was_moved_is_evaluated_on_its_own_images(place, capsys):
         )
 
 
+def test_the_card_and_the_report_of_a_moved_run_describe_its_own_images(place, capsys):
+    files = [Path("runs/run/data") / f"{side}.beton" for side in ("train", "val")]
+    own = [Manifest.of_beton(path).fingerprint for path in files]
+    Path("runs/run").rename("runs/first")
+    assert main(command("train", data__train="others")) == 0
+    others = [Manifest.of_beton(path).fingerprint for path in files]
+    for described, removed in ((own, False), ([], True)):
+        if removed:
+            shutil.rmtree("runs/first/data")
+        assert main(["export", "runs/first", "--format=safetensors", "--out=x.safetensors", "--overwrite"]) == 0
+        assert main(["report", "runs/first"]) == 0
+        card, page = Path("x.safetensors.md").read_text(), Path("runs/first/report.html").read_text()
+        assert [f for f in own + others if f in page] == described
+        assert [f for f in own + others if f[:16] in card] == described
+
+
 @pytest.mark.parametrize("reader", ["eval", "report", "average", "load"])
 def test_validation_images_that_were_replaced_are_not_scored_as_the_runs(place, capsys, reader):
     other = Path("grid/lr=2e-3")
@@ -327,6 +345,45 @@ def test_the_start_of_an_average_is_what_the_run_started_from(place, capsys):
     weights_content()
     assert main(["average", "start", "runs/run", "--weights=raw", "--alpha=0.5", "--out", "other"]) == 2
     assert "Give other --weights" in capsys.readouterr().err
+
+
+def zero_shot_run(folder: str) -> None:
+    """Train a run in `folder` that starts from the zero-shot head `head.safetensors`."""
+    data = "runs/run/data/train.beton"
+    tower = ["--model.arch=a/clip.json", "--model.weights=a/clip.safetensors", "--model.image_size=32"]
+    assert main(["zeroshot", "final_b16", *tower, f"--data={data}", "--device=cpu", "--out=head.safetensors"]) == 0
+    values = {"data__train": data, "data__val": "runs/run/data/val.beton", "model__head": "head.safetensors"}
+    given = ["--model.pool=token", "--model.head_init=small", f"--train.run_dir={folder}"]
+    assert main([*(text for text in command("train", **values) if "run_dir" not in text), *given]) == 0
+
+
+def test_the_start_of_an_average_has_the_head_that_the_run_started_from(place, capsys):
+    zero_shot_run("runs/zero")
+    given = ["average", "start", "runs/zero", "--alpha=0", "--device=cpu", "--out"]
+    assert main([*given, "soup"]) == 0
+    with safe_open("head.safetensors", "pt") as file:
+        header = file.metadata()
+    save_file({name: -value for name, value in load_file("head.safetensors").items()}, "head.safetensors", header)
+    capsys.readouterr()
+    assert main([*given, "other"]) == 2
+    assert "head.safetensors is gone or has changed since" in capsys.readouterr().err and not Path("other").exists()
+
+
+def test_a_run_that_starts_from_a_linear_probe_has_the_tower_below_it(place, capsys):
+    given = [text for text in command("train") if "run_dir" not in text]
+    assert main([*given, "--schedule.stop_epoch=0", "--train.run_dir=runs/probe"]) == 0
+    start = [
+        *(text for text in given if "weights" not in text),
+        "--model.weights=runs/probe",
+        "--schedule.stop_epoch=1",
+    ]
+    assert main([*start, "--train.run_dir=runs/second"]) == 0
+    weights_content()
+    capsys.readouterr()
+    assert main([*start, "--train.run_dir=runs/third"]) == 2
+    error = capsys.readouterr().err
+    assert "a/clip.safetensors is gone or has changed since runs/probe was trained from it" in error
+    assert not Path("runs/third").exists()
 
 
 # in one run ---------------------------------------------------------------------------------------------------------------

@@ -81,6 +81,15 @@ def test_no_figure_is_cut_where_output_is_narrow(width):
     assert "…" not in said and max(map(len, said.splitlines())) <= 80
 
 
+def test_tables_that_would_replace_each_others_report_are_refused(table, one_step, tmp_path, quiet, refused):
+    other = tmp_path / "other" / "mine.yaml"
+    other.parent.mkdir()
+    other.write_text(table.read_text().replace("recipe: ", "recipe: ../"))
+    error = refused(["sweep", table, other, *one_step(2), "--out", tmp_path / "out"])
+    assert f"{table} and {other} both write {tmp_path / 'out/mine/table.md'}" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(table, one_step, tmp_path, quiet):
     out = tmp_path / "out"
     outcomes = run_sweeps([open_sweep(f"{table}[EMA, c]")], one_step(2), out, quiet)

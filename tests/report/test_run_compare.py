@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastft.cli import main
 from fastft.report.run_compare import comparison_charts, differing_options, load_compared, result_rows, short_names
@@ -39,7 +40,7 @@ def test_the_difference_is_paired_by_image(runs):
     assert paired.p_value == pytest.approx(mcnemar(more, less))
 
 
-def test_images_are_matched_by_name_and_label(runs, tiny, tmp_path):
+def test_images_are_matched_by_content_and_label(runs, tiny, tmp_path):
     """Another order of the validation images, and one less, changes which are compared and nothing else."""
     from beton_tools.write.convert import convert_folder
     from beton_tools.write.writer import WriteOptions
@@ -52,6 +53,24 @@ def test_images_are_matched_by_name_and_label(runs, tiny, tmp_path):
     run(tiny, other, optim__lr="3e-3", schedule__epochs="2", data__val=str(tmp_path / "val.beton"))
     _, row = result_rows(load_compared([runs[0], other]))
     assert row.paired.images == 19
+
+
+def test_other_images_with_the_same_names_are_not_compared_and_renamed_ones_are(runs, tiny, tmp_path):
+    from beton_tools.write.convert import convert_folder
+    from beton_tools.write.writer import WriteOptions
+
+    val = tmp_path / "val"
+    shutil.copytree(Path(tiny["data.val"]).parent / "val", val)
+    for number, path in enumerate(sorted(val.rglob("*.jpg"))):
+        if number % 2:
+            path.rename(path.with_name(f"renamed {path.name}"))
+        elif number:
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, quality=95)
+    convert_folder(val, tmp_path / "val.beton", WriteOptions(workers=0))
+    other = tmp_path / "other"
+    run(tiny, other, optim__lr="3e-3", schedule__epochs="2", data__val=str(tmp_path / "val.beton"))
+    _, row = result_rows(load_compared([runs[0], other]))
+    assert row.paired.images == 11
 
 
 def test_options_that_differ_and_curves_of_all_runs_are_shown(runs):

@@ -12,7 +12,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.read.parts import Part
-from beton_tools.read.subset_file import used_files
+from beton_tools.read.subset_file import listed_files
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from tests.refusals import refuses
@@ -63,7 +63,7 @@ def test_a_subset_has_the_images_labels_and_names_of_the_chosen_samples(data, tm
         assert found.class_counts == np.bincount(whole.labels[CHOSEN], minlength=2).tolist()
         assert found.largest.num_bytes == whole.sizes[CHOSEN].max()
         assert found.content == taken.content
-    assert used_files(str(tmp_path / "x.subset.json"))[1] == "8 of 48 images"
+    assert listed_files(str(tmp_path / "x.subset.json"))[1] == "8 of 48 images"
 
 
 def test_errors_name_the_file_and_the_id_that_the_sample_has_there(data):

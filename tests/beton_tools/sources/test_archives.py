@@ -123,6 +123,18 @@ def test_samples_without_an_image_are_counted(tmp_path):
     assert source.left_out == {".jxl": 1, ".cls": 1, "": 1, ".json": 1}
 
 
+@pytest.mark.parametrize("second", ["0.jpg", "0.JPG", "0.cls"])
+def test_two_samples_with_one_name_are_refused(tmp_path, second):
+    """Of two images, one would be lost, or get the other's label. A name may come back in another place."""
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, data in [("0.jpg", b"x"), ("0.cls", b"0"), (second, b"1")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"s\.tar: sample 0 has two files of the same kind"):
+        open_source(tmp_path)
+
+
 def test_the_image_of_a_sample_is_its_jpg_and_hidden_files_are_none(tmp_path):
     files = {
         "._0.jpg": b"mac",

@@ -45,6 +45,16 @@ def test_a_text_file_of_names_and_classes(tmp_path, val_images, form):
     check_source(open_source(tmp_path, "val", classes if form == "number" else None), val_images)
 
 
+@pytest.mark.parametrize("lines", ["a.jpg 0\na.png 1\n", "a.jpg 0\na.jpg 1\n", "a 1\nx/a.jpg 0\n"])
+def test_a_name_with_two_classes_is_refused(tmp_path, lines):
+    write_flat(tmp_path / "val", {"a.jpg": ("", b"x"), "b.jpg": ("", b"x")})
+    (tmp_path / "val.txt").write_text(f"{lines}b.jpg 1\n")
+    with pytest.raises(UserError, match=r"val\.txt gives a the classes . and .\. Names are compared without suffix"):
+        open_source(tmp_path, "val")
+    (tmp_path / "val.txt").write_text("a.jpg 0\nb.jpg 1\nelsewhere.jpg 0\nelsewhere.png 1\na.jpg 0\n")
+    assert open_source(tmp_path, "val").labels.tolist() == [0, 1]
+
+
 def test_numbers_are_names_where_the_given_classes_are_numbers(tmp_path):
     """Folders 0 to 11 are sorted as text: position 2 is class 10."""
     write_flat(tmp_path / "val", {f"{k}.jpg": ("", b"x") for k in range(12)})

@@ -97,10 +97,29 @@ def test_no_other_column_of_integers_is_taken_for_the_label(images, columns, lab
         open_source(images / "t.parquet")
 
 
+@pytest.mark.parametrize("labels", [[0.0, 1.0], [True, False], pa.nulls(2)], ids=["float", "bool", "null"])
+def test_no_other_column_takes_the_place_of_a_label_column_of_another_type(images, labels):
+    """pandas stores class numbers as floats where one is missing."""
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": labels, "year": [2001, 2002]}), images / "t.parquet")
+    with pytest.raises(UserError, match=r"label has the type .*\. Labels must be integers or names"):
+        open_source(images / "t.parquet")
+
+
 def test_a_column_of_another_type_does_not_hide_the_labels(images):
     table = pa.table({"image": [b"x", b"y"], "category": [["a"], ["b"]], "target": pa.nulls(2), "labels": [1, 0]})
     pq.write_table(table, images / "t.parquet")
     assert open_source(images / "t.parquet").labels.tolist() == [1, 0]
+
+
+def test_a_path_with_dots_after_a_link_is_the_file_that_the_system_opens(images, tmp_path_factory):
+    far = tmp_path_factory.mktemp("far")
+    (far / "deep").mkdir()
+    for folder, name in ((far, "far"), (images, "near")):
+        (folder / "x.png").write_bytes(name.encode())
+    (images / "link").symlink_to(far / "deep")
+    (images / "t.csv").write_text("path,label\nlink/../x.png,a\npictures/../x.png,b\n")
+    source = open_source(images / "t.csv")
+    assert [source.locate(i).read() for i in range(2)] == [b"far", b"near"]
 
 
 def test_optional_columns_are_read(images):
