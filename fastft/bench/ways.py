@@ -46,12 +46,22 @@ def warm(**given: Any) -> dict[str, Arm]:
 
     def run() -> dict[str, float]:
         count, times = 0, []
-        for size in one_pass():
+        for size in delivered(one_pass):
             count += size
             times.append(time.perf_counter())
         return {"count": count, **between(times)}
 
     return {"pass": run}
+
+
+def delivered(one_pass: Pass) -> Iterator[int]:
+    """Make one pass. Raises RuntimeError if it delivers no images: some libraries skip images that they cannot read."""
+    empty = True
+    for size in one_pass():
+        empty = empty and not size
+        yield size
+    if empty:
+        raise RuntimeError("it delivered no images")
 
 
 def between(times: list[float]) -> dict[str, float]:
@@ -69,7 +79,7 @@ def first(**given: Any) -> dict[str, Arm]:
     def run() -> dict[str, float]:
         with PeakMemory() as peak:
             began = time.perf_counter()
-            batches = build(**given)()
+            batches = delivered(build(**given))
             count = next(batches)
             seconds = time.perf_counter() - began
             count += sum(batches)
@@ -116,7 +126,7 @@ def cold(**given: Any) -> dict[str, Arm]:
     def run() -> dict[str, float]:
         forget_pages(paths)
         before, began = read_bytes(), time.perf_counter()
-        count = sum(one_pass())
+        count = sum(delivered(one_pass))
         seconds = time.perf_counter() - began
         return {"count": count, "wall": seconds, "read_mb": (read_bytes() - before) / 1e6}
 

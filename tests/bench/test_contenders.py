@@ -108,6 +108,9 @@ def make(folder, batch, size):
     paths = sorted(pathlib.Path(folder).glob("*/*"))
     return [([path.read_bytes() for path in paths[k : k + batch]], k) for k in range(0, len(paths), batch)]
 
+def once(folder):
+    return iter(make(folder, 2, 0))
+
 def both(beton, work, threads):
     return [[work, beton, threads]]
 
@@ -125,6 +128,15 @@ def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
     assert contender.make(**contender.arguments)["pass"]()["count"] == COUNT
     assert own.works(where) == (Work.RECIPE,)
     assert own.works(f"{tmp_path}/my_loader.py:both") == (Work.RECIPE, Work.CROP)
+
+
+def test_a_loader_without_images_has_no_figure(tmp_path, task):
+    (tmp_path / "my_loader.py").write_text(OWN)
+    where = f"{tmp_path}/my_loader.py:once"
+    arm = warm(module=where, name=where, task=replace(task, work=Work.RECIPE).as_dict(), options={"where": where})["pass"]
+    assert arm()["count"] == COUNT
+    with pytest.raises(RuntimeError, match="it delivered no images"):
+        arm()
 
 
 @pytest.mark.parametrize(

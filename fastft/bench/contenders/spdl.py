@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastft.bench.child import library
+from fastft.bench.child import NotInstalled, library
 from fastft.bench.task import RATIO, SCALE, Entry, Pass, Task, Work
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
@@ -18,6 +18,12 @@ def make(task: Task) -> Pass:
     """Follow SPDL's ImageNet example: paths to batches, `threads` images at a time."""
     io, pipeline = library("spdl.io", "spdl"), library("spdl.pipeline", "spdl")
     paths = [str(path) for path in task.paths] * task.repeat
+    try:
+        io.demux_image(paths[0])
+    except RuntimeError as error:  # the pipeline only logs errors and skips their images
+        if "libspdl" in str(error):
+            raise NotInstalled("apt-get install ffmpeg") from None
+        raise
     scale = (1 / (255 * np.array(CLIP_STD))).astype(np.float32)
     shift = (-np.array(CLIP_MEAN) / np.array(CLIP_STD)).astype(np.float32)
 
