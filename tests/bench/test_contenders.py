@@ -133,7 +133,9 @@ def test_a_users_own_loader_is_a_contender(tmp_path, workspace, task):
 def test_a_loader_without_images_has_no_figure(tmp_path, task):
     (tmp_path / "my_loader.py").write_text(OWN)
     where = f"{tmp_path}/my_loader.py:once"
-    arm = warm(module=where, name=where, task=replace(task, work=Work.RECIPE).as_dict(), options={"where": where})["pass"]
+    arm = warm(module=where, name=where, task=replace(task, work=Work.RECIPE).as_dict(), options={"where": where})[
+        "pass"
+    ]
     assert arm()["count"] == COUNT
     with pytest.raises(RuntimeError, match="it delivered no images"):
         arm()
