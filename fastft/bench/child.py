@@ -19,7 +19,7 @@ import psutil
 from beton_tools.base.errors import UserError
 from beton_tools.base.extras import INSTALL_FFCV
 
-# runs one round; returns the number of images, or several figures including "count"
+# runs one round; returns the number of images, or several figures, "count" among them if images are counted
 Arm = Callable[[], int | dict[str, Any]]
 
 
@@ -68,6 +68,8 @@ def _trial(arm: Arm) -> dict[str, Any]:
     cpu = own + workers_seconds() - workers
     machine, ours, whole = machine_seconds() - machine, benchmark_seconds() - ours, time.perf_counter() - began
     figures = result if isinstance(result, dict) else {"count": result}
+    if figures.get("count") == 0:  # some libraries skip the images that they cannot read
+        return {"failed": "it delivered no images"}
     return {"wall": wall, "cpu": cpu, "foreign": (machine - ours) / whole, **figures}
 
 

@@ -69,6 +69,11 @@ def failing_later() -> dict[str, Arm]:
     return {"a": run}
 
 
+def empty() -> dict[str, Arm]:
+    """Delivers no images, as a library does that skips what it cannot read."""
+    return {"a": lambda: {"count": 0}}
+
+
 def refusing() -> dict[str, Arm]:
     raise UserError("no image at all. Give one")
 

@@ -78,7 +78,7 @@ def test_every_contender_has_its_own_process_on_the_given_cores():
             os.kill(trial["pid"], 0)
 
 
-@pytest.mark.parametrize("function", ["failing_later", "dying", "killed", "missing"])
+@pytest.mark.parametrize("function", ["failing_later", "dying", "killed", "empty", "missing"])
 def test_a_failing_peer_is_skipped_and_the_others_continue(function):
     rounds = alternate([contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1)
     found = per_second.case(rounds, "a", {})
@@ -88,6 +88,7 @@ def test_a_failing_peer_is_skipped_and_the_others_continue(function):
         "failing_later": "ValueError: this peer breaks",
         "dying": "its process ended with exit code 9: libpeer: cannot map the shard",
         "killed": "its process was ended by SIGKILL, perhaps because memory ran out",
+        "empty": "it delivered no images",
     }
     assert reasons.get(function, "not installed: pip install no-such-peer") in why
 
