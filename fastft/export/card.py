@@ -143,10 +143,9 @@ def _average(average: AverageRecord) -> str:
 
 
 def _data(trained: Trained) -> str:
-    lines, state, folder = [], trained.state, trained.path.parents[1]
-    contents = (None, None) if state is None else (state.data, state.val)
-    for role, option, content in zip(("Training", "Validation"), ("data.train", "data.val"), contents, strict=True):
-        files = used_files(trained.recipe, option, content, folder)
+    lines = []
+    for role, option in (("Training", "data.train"), ("Validation", "data.val")):
+        files = used_files(trained.recipe, option, trained.state, trained.path.parents[1])
         lines += [_file(f"{role}, {file.part}" if file.part else role, file) for file in files] or [f"{role}: none"]
     return "\n".join(f"- {line}" for line in lines)
 

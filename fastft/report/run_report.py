@@ -215,8 +215,6 @@ def recipe_diff(
 
 def data_files(run: Run) -> Iterator[tuple[str, str, str, Mapping[str, object] | None]]:
     """Yield (role, path, part that is used, manifest's summary or None) for the files of the training and evaluations."""
-    stored = run.identity
-    contents = (None, None) if stored is None else (stored.data, stored.val)
-    for role, option, content in zip(("training", "validation"), ("data.train", "data.val"), contents, strict=True):
-        for path, part, manifest in used_files(run.recipe, option, content, run.folder):
+    for role, option in (("training", "data.train"), ("validation", "data.val")):
+        for path, part, manifest in used_files(run.recipe, option, run.identity, run.folder):
             yield role, path, part, None if manifest is None else manifest.summary()

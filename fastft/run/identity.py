@@ -80,6 +80,10 @@ class Identity(Document, kw_only=True, omit_defaults=True):
         is_complete = self.class_ids is not None and len(self.class_ids) == len(self.classes)
         return Classes.of_labels(self.classes, self.class_ids if is_complete else None)
 
+    def content_of(self, option: str) -> Content | None:
+        """Return the content of the images that `option` names: "data.train" or "data.val"."""
+        return self.data if option == "data.train" else self.val
+
     def differences(self, now: "Identity") -> list[Difference]:
         """List what differs in `now`."""
         return [*self._weights(now), *self._arch(now), *self._options(now), *self._data(now)]

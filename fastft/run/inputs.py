@@ -194,7 +194,7 @@ MANY, MANY_SHARE, FEW_SHARE = 10_000, 0.01, 0.1  # advice: at least about 100 im
 def open_of_run(run: Run, option: str, opened: Sequence[BetonSet] = ()) -> BetonSet:
     """Open a run's images as `open_stored`. option: "data.train" or "data.val"."""
     stored = run.identity
-    content = None if stored is None else stored.data if option == "data.train" else stored.val
+    content = None if stored is None else stored.content_of(option)
     return open_stored(run.recipe, option, content, run.folder, opened)
 
 
@@ -248,17 +248,20 @@ class UsedFile(NamedTuple):
     manifest: Manifest | None
 
 
-def used_files(recipe: Recipe, option: str, content: Content | None, folder: Path) -> list[UsedFile]:
-    """Describe the files in which the images of `open_stored` lie. Another run's files under the same names are not used."""
-    if (stored := recipe.flat()[option]) is None:
+def used_files(recipe: Recipe, option: str, stored: Identity | None, folder: Path) -> list[UsedFile]:
+    """Describe the files that hold a run's images, as `open_stored` finds them.
+
+    stored: the run's identity. Another run's files are not used, even if they have the same names.
+    """
+    if (named := recipe.flat()[option]) is None:
         return []
     try:
-        images = open_stored(recipe, option, content, folder)
+        images = open_stored(recipe, option, None if stored is None else stored.content_of(option), folder)
         total = sum(beton.num_samples for beton in images.files)
         part = "" if images.ids_in_files is None else f"{len(images):,} of {total:,} images"
         return [UsedFile(str(beton.path), part, Manifest.of_beton(beton.path)) for beton in images.files]
     except UserError:
-        paths, part = listed_files(stored)
+        paths, part = listed_files(named)
         return [UsedFile(path, part, None) for path in paths]
 
 
