@@ -125,7 +125,7 @@ def test_samples_without_an_image_are_counted(tmp_path):
 
 @pytest.mark.parametrize("second", ["0.jpg", "0.JPG", "0.cls"])
 def test_two_samples_with_one_name_are_refused(tmp_path, second):
-    """Of two images, one would be lost, or get the other's label. A name may come back in another place."""
+    """Otherwise one image is lost, or gets the other one's label. Samples that are not neighbours may share a name."""
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name, data in [("0.jpg", b"x"), ("0.cls", b"0"), (second, b"1")]:
             info = tarfile.TarInfo(name)

@@ -199,7 +199,9 @@ def test_another_version_of_a_file_is_refused(served, server):
 @pytest.mark.parametrize("silent_after", [0, 0.5])
 def test_a_server_that_falls_silent_is_asked_again_and_then_given_up(served, server, monkeypatch, silent_after):
     """The libraries' own attempts would multiply ours: S3 was asked 125 times, for half an hour."""
-    monkeypatch.setattr(remote, "NO_ANSWER", 0.1)
+    monkeypatch.setattr(
+        remote, "NO_ANSWER", 0.3
+    )  # after 0.1, an attempt may end before a busy machine's server sees it
     monkeypatch.setattr(remote, "ATTEMPTS", 3)
     stamp = stamp_of_url(served)
     server.silent, server.silent_after = 2, silent_after
@@ -207,7 +209,7 @@ def test_a_server_that_falls_silent_is_asked_again_and_then_given_up(served, ser
     server.silent, server.requests = 100, 0
     with refuses(rf"a\.tar: cannot be read \(.*{remote.ATTEMPTS} attempts"):
         read_range(served, stamp, 300, 5000)
-    assert 1 <= server.requests <= remote.ATTEMPTS  # on a busy machine one may end before the server accepts it
+    assert server.requests == remote.ATTEMPTS
 
 
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up_within_the_documented_time(served, server, monkeypatch):
