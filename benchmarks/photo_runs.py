@@ -38,7 +38,7 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.evaluate.evaluation import evaluate_file, evaluate_model
 from fastft.evaluate.linear_probe import FrozenTower
-from fastft.evaluate.ridge import fit_ridge_head
+from fastft.evaluate.ridge import LabelledFeatures, fit_ridge_head
 from fastft.evaluate.scores import pooled_features
 from fastft.evaluate.trained import load_trained
 from fastft.export.to_timm import NAMES
@@ -187,7 +187,7 @@ def probe(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
     with connected(find_world("cpu")) as world:
         tower = FrozenTower.build(recipe, world, lambda: False)
         plain_ND, test_MD = (_features(tower, path, 0) for path in (train, test))
-    fitted = fit_ridge_head(plain_ND, labels_N, classes, seed)
+    fitted = fit_ridge_head(LabelledFeatures(plain_ND, labels_N, classes, seed))
     right_M = (test_MD @ fitted.weight_KD.T + fitted.bias_K).argmax(1) == tested_M
     return {
         "cpu": time.process_time() - began, "right": right_M, "out_of_fold": round(100 * float(fitted.right_N.mean()), 2),

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from beton_tools.base.console import markdown_table
 from beton_tools.read.beton_set import BetonSet
 from fastft import AugmentPolicy, EvalLoader, TrainLoader, load_recipe
-from fastft.evaluate.ridge import fit_ridge_head
+from fastft.evaluate.ridge import LabelledFeatures, fit_ridge_head
 from fastft.model import ImageClassifier
 from fastft.model.recipe_model import build_model
 
@@ -114,7 +114,7 @@ def compare(
     classes = int(test[1].max()) + 1
     held = torch.zeros(len(y_N), dtype=torch.bool)
     held[torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))[: len(y_N) // HELD_OUT]] = True
-    ridge = fit_ridge_head(plain_ND.numpy(), y_N.numpy(), classes, seed)
+    ridge = fit_ridge_head(LabelledFeatures(plain_ND.numpy(), y_N.numpy(), classes, seed))
     weight, bias = torch.from_numpy(ridge.weight_KD), torch.from_numpy(ridge.bias_K)
     heads: dict[str, Head] = {
         RIDGE: lambda x: F.linear(x, weight, bias),

@@ -47,16 +47,15 @@ def recognise_mirrored(tower: FrozenTower, files: BetonSet, probe: LinearProbe) 
         EvaluationStopped: a stop was requested.
     """
     recipe, world = tower.recipe, tower.world
-    if world.broadcast(probe.features_ND is None):
+    if world.broadcast(probe.data is None):
         return None
     tried_M = np.sort(np.random.default_rng(recipe.train.seed).permutation(probe.images)[:TRIED])
     with tower.open(files, tried_M) as loader:
         flipped = (replace(batch, images=batch.images.flip(-1)) for batch in loader)
         mirrored_MD, _ = pooled_features(tower.model, flipped, world, tower.precision, tower.stop)
     found = None
-    if probe.features_ND is not None and probe.labels_N is not None:
-        fit = probe.labels_N, recipe.data.num_classes, recipe.train.seed
-        found = count_mirrored(probe.features_ND, mirrored_MD, tried_M, probe.head.penalty, *fit)
+    if probe.data is not None:
+        found = count_mirrored(probe.data, mirrored_MD, tried_M, probe.head.penalty)
     return world.broadcast(found)
 
 
@@ -106,7 +105,7 @@ def compare_losses(tower: FrozenTower, files: BetonSet, probe: LinearProbe) -> L
     ) as loader:  # fmt: skip
         steps = min(loader.steps_per_epoch, max(1, TRIED // r.optim.batch_size))
         batches: Iterable[Batch] = islice(loader.epoch(0), steps * (share // size))
-        if numbered := not world.broadcast(probe.features_ND is None):
+        if numbered := not world.broadcast(probe.data is None):
             batches = (replace(b, labels=torch.from_numpy(b.ids).to(b.labels.device)) for b in batches)
         features_MD, found_M = pooled_features(tower.model, batches, world, tower.precision, tower.stop)
         shares = shares_loss(loader.class_counts, r.data.sampling, len(files) if r.data.multi_label else None)
@@ -115,11 +114,10 @@ def compare_losses(tower: FrozenTower, files: BetonSet, probe: LinearProbe) -> L
         if not numbered:  # there are so many images that the head knows none of them by heart
             scores_MK = features_MD @ probe.head.weight_KD.T + probe.head.bias_K
             return Losses(float(probe.head.losses_N.mean()), smallest_loss(scores_MK, found_M), shares)
-        assert probe.features_ND is not None and probe.labels_N is not None
-        views = [probe.features_ND[found_M], features_MD]
-        fit = probe.labels_N, r.data.num_classes, r.train.seed
-        plain, augmented = score_out_of_fold(probe.features_ND, views, found_M, probe.head.penalty, *fit)
-        labels_M = probe.labels_N[found_M]
+        assert probe.data is not None
+        views = [probe.data.features_ND[found_M], features_MD]
+        plain, augmented = score_out_of_fold(probe.data, views, found_M, probe.head.penalty)
+        labels_M = probe.data.labels_N[found_M]
         return Losses(smallest_loss(plain, labels_M), smallest_loss(augmented, labels_M), shares)
 
     return world.in_main(score)

@@ -25,7 +25,17 @@ from fastft.data.classes import name_outputs
 from fastft.data.loader import EvalLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output
-from fastft.evaluate.ridge import FOLDS, MOST_KEPT, SCORED_VALUES, RidgeHead, RidgeSums, choose_ridge, fit_ridge_head
+from fastft.data.units import read_units
+from fastft.evaluate.ridge import (
+    FOLDS,
+    MOST_KEPT,
+    SCORED_VALUES,
+    LabelledFeatures,
+    RidgeHead,
+    RidgeSums,
+    choose_ridge,
+    fit_ridge_head,
+)
 from fastft.evaluate.scores import forward, pooled_features
 from fastft.machine.distributed import World
 from fastft.machine.precision import Precision, choose_precision
@@ -101,25 +111,27 @@ class LinearProbe:
 
     Attributes:
         head: the same in all processes.
-        features_ND, labels_N: in process 0 only; None for more than MOST_IMAGES images.
+        data: in process 0 only; None for more than MOST_IMAGES images.
         seconds: time for the forward pass over the images. A probe kept by a run has the time for all the run's probes.
     """
 
     size: int
     images: int
     head: RidgeHead
-    features_ND: np.ndarray | None
-    labels_N: np.ndarray | None
+    data: LabelledFeatures | None
     seconds: float
 
 
 def fit_probe(tower: FrozenTower, files: BetonSet, say: Callable[[str], None]) -> LinearProbe:
     """Fit the probe at the recipe's image size. All processes get the same probe.
 
+    Its accuracy is for images that it was not fitted to, and groups and identical images stay together for that.
+
     Raises:
         EvaluationStopped: a stop was requested.
     """
-    recipe, world, features_ND, labels_N, head = tower.recipe, tower.world, None, None, None
+    recipe, world, data, head = tower.recipe, tower.world, None, None
+    classes, seed = recipe.data.num_classes, recipe.train.seed
     with tower.open(files) as loader, progress_lines("linear probe", say, "images") as show:
         next(iter(loader), None)  # a process's first batch waits until the loader is compiled
         images, batches, began = loader.num_samples, count(), time.monotonic()
@@ -129,17 +141,19 @@ def fit_probe(tower: FrozenTower, files: BetonSet, say: Callable[[str], None]) -
             return tower.stop()
 
         if images > MOST_IMAGES and not recipe.data.multi_label:
-            head = _fit_in_one_pass(tower.model, loader, world, tower.precision, recipe.train.seed, stop)
+            scored = world.in_main(lambda: draw_scored(read_units(files), classes, seed))
+            head = _fit_in_one_pass(tower.model, loader, world, tower.precision, scored, stop)
             seconds = time.monotonic() - began
         else:
             features_ND, labels_N = pooled_features(tower.model, loader, world, tower.precision, stop)
             seconds = time.monotonic() - began
             if world.is_main:
-                head = fit_ridge_head(features_ND, labels_N, recipe.data.num_classes, recipe.train.seed)
+                data = LabelledFeatures(features_ND, labels_N, classes, seed, read_units(files))
+                head = fit_ridge_head(data)
         show(images, images, 0)
     head, seconds = world.broadcast((head, seconds))
     assert head is not None
-    return LinearProbe(recipe.model.image_size, images, head, features_ND, labels_N, seconds)
+    return LinearProbe(recipe.model.image_size, images, head, data, seconds)
 
 
 def time_forward(tower: FrozenTower, files: BetonSet) -> float:
@@ -156,18 +170,42 @@ def time_forward(tower: FrozenTower, files: BetonSet) -> float:
         return tower.world.broadcast((time.monotonic() - began) / timed)
 
 
+def draw_scored(units_N: np.ndarray, classes: int, seed: int) -> np.ndarray:
+    """Draw the images whose features are kept to choose a head's penalty and scale, in whole units: ids, int64 (H,).
+
+    If every unit has more images than may be kept, images are drawn one by one.
+
+    Args:
+        units_N: int64, see `fastft.data.units.units_of`.
+    """
+    count = len(units_N)
+    most = max(1, min(MOST_KEPT, SCORED_VALUES // classes, count // FOLDS))
+    unit_N = np.unique(units_N, return_inverse=True)[1]
+    if np.bincount(unit_N).min() > most:
+        unit_N = np.arange(count)
+    drawn_N = np.random.default_rng(seed).permutation(unit_N.max() + 1)[unit_N]  # each unit's place in a random order
+    sizes = np.bincount(drawn_N)
+    fits = sizes <= most
+    return np.flatnonzero((fits & (np.cumsum(sizes * fits) <= most))[drawn_N])
+
+
 @torch.inference_mode()
 def _fit_in_one_pass(
-    model: ImageClassifier, loader: EvalLoader, world: World, precision: Precision, seed: int, stop: Callable[[], bool]
+    model: ImageClassifier,
+    loader: EvalLoader,
+    world: World,
+    precision: Precision,
+    scored_H: np.ndarray,
+    stop: Callable[[], bool],
 ) -> RidgeHead:
     """Fit the head for many images, keeping only float64 sums with width x width and classes x width values.
 
-    Penalty and scale are chosen on some images whose features are kept, with the sums over the other images. The head
-    is fitted to all images.
+    Penalty and scale are chosen on the images `scored_H`, whose features are kept, with the sums over the other images.
+    The head is fitted to all images.
     """
     classes, width = model.head.weight.shape
-    kept = min(MOST_KEPT, SCORED_VALUES // classes, loader.num_samples // FOLDS)
-    is_kept_N = np.random.default_rng(seed).permutation(loader.num_samples) < max(1, kept)
+    is_kept_N = np.zeros(loader.num_samples, bool)
+    is_kept_N[scored_H] = True
     sums, rows = RidgeSums(classes, width, world.device), []
     for batch, (features_BD,) in forward([model], loader, world, precision, stop, "pooled"):
         is_kept_B = torch.from_numpy(is_kept_N[batch.ids]).to(world.device)
@@ -190,8 +228,8 @@ def probe_of_run(
 ) -> LinearProbe:
     """Return the probe kept in the run directory, or fit a new one and keep it. key: what the run is asked for."""
     world, size = tower.world, tower.recipe.model.image_size
-    mine = _read(folder / FEATURES, key, size) if world.is_main else None
-    kept = world.broadcast(None if mine is None else replace(mine, features_ND=None, labels_N=None))
+    mine = _read(folder / FEATURES, key, size, tower.recipe.train.seed) if world.is_main else None
+    kept = world.broadcast(None if mine is None else replace(mine, data=None))
     if kept is not None:
         return mine or kept
     probe = fit_probe(tower, files, say)
@@ -203,8 +241,12 @@ def keep_probe(probe: LinearProbe, folder: Path, key: str, world: World) -> None
     """Write the probe into the run directory, in process 0."""
     if not world.is_main:
         return
-    head, kept = probe.head, {"features": probe.features_ND, "labels": probe.labels_N}
-    arrays = {"weight": head.weight_KD, "bias": head.bias_K, "losses": head.losses_N, "right": head.right_N, **kept}
+    head, data = probe.head, probe.data
+    arrays: dict[str, np.ndarray | None] = {
+        "weight": head.weight_KD, "bias": head.bias_K, "losses": head.losses_N, "right": head.right_N,
+    }  # fmt: skip
+    if data is not None:
+        arrays |= {"features": data.features_ND, "labels": data.labels_N, "units": data.units_N}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
     numbers = {"size": probe.size, "images": probe.images, "seconds": probe.seconds}
     numbers |= {"penalty": float(head.penalty), "scale": float(head.scale)}
@@ -213,8 +255,11 @@ def keep_probe(probe: LinearProbe, folder: Path, key: str, world: World) -> None
         save_tensors(partial, tensors, {"key": key} | {name: repr(number) for name, number in numbers.items()})
 
 
-def _read(path: Path, key: str, size: int) -> LinearProbe | None:
-    """Return the probe in a file, or None if the file is missing, unreadable or made for something else."""
+def _read(path: Path, key: str, size: int, seed: int) -> LinearProbe | None:
+    """Return the probe in a file, or None if the file is missing, unreadable or made for something else.
+
+    seed: the one that the folds were drawn with.
+    """
     with suppress(OSError, SafetensorError, ValueError, KeyError):
         with safe_open(path, framework="np") as file:
             header: dict[str, Any] = file.metadata() or {}
@@ -225,6 +270,9 @@ def _read(path: Path, key: str, size: int) -> LinearProbe | None:
             arrays["weight"], arrays["bias"], float(header["penalty"]), float(header["scale"]), arrays["losses"],
             arrays["right"],
         )  # fmt: skip
-        features, labels = arrays.get("features"), arrays.get("labels")
-        return LinearProbe(size, int(header["images"]), head, features, labels, float(header["seconds"]))
+        data = None
+        if "features" in arrays:
+            rows = arrays["features"], arrays["labels"]
+            data = LabelledFeatures(*rows, len(head.weight_KD), seed, arrays.get("units"))
+        return LinearProbe(size, int(header["images"]), head, data, float(header["seconds"]))
     return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,71 @@ CLASSES = 10
 SCORED_VALUES = 2**24  # held-out score values kept at a time: 64 MiB
 MOST_KEPT = 2**14  # for more images: features kept to choose penalty and scale, 64 MiB with 1,024 values each
 CHUNK = 8192  # rows converted to float64 at a time
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """What a tower's head gets for each training image, and the images' labels.
+
+    Attributes:
+        features_ND: float32.
+        labels_N: int64 below num_classes, or (N, num_classes) for multi-label data.
+        seed: draws the folds.
+        units_N: int64. Images with the same number are scored together, as `fastft.data.units.units_of` gives them. None:
+            each image is scored by itself.
+    """
+
+    features_ND: np.ndarray
+    labels_N: np.ndarray
+    num_classes: int
+    seed: int = 0
+    units_N: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @cached_property
+    def fold_N(self) -> np.ndarray:
+        """Each image's fold for cross-validation, int64 (N,), with equal class shares. A unit is in one fold.
+
+        If all images of a class are in one unit, no other images could teach this class, so they are drawn one by one.
+        """
+        return _deal(strata(self.labels_N), self._units_N, FOLDS, self.seed)
+
+    @cached_property
+    def half_N(self) -> np.ndarray:
+        """Whether an image is in the first half of its class in its fold, bool (N,). A unit is in one half.
+
+        Only for images with one label each.
+        """
+        return _deal(self.labels_N * FOLDS + self.fold_N, self._units_N, 2, self.seed) == 0
+
+    @cached_property
+    def _units_N(self) -> np.ndarray:
+        every_N, strata_N = np.arange(len(self)), strata(self.labels_N)
+        if self.units_N is None:
+            return every_N
+        pairs = np.unique(np.column_stack([strata_N, self.units_N]), axis=0)
+        classes, units = np.unique(pairs[:, 0], return_counts=True)
+        is_alone_N = np.isin(strata_N, classes[units == 1])
+        return np.where(is_alone_N, -1 - every_N, self.units_N)
+
+    def moments(self, rows: np.ndarray) -> "_Moments":
+        sums = RidgeSums(self.num_classes, self.features_ND.shape[1], torch.device("cpu"))
+        for part in np.split(rows, range(CHUNK, len(rows), CHUNK)):
+            sums.add(torch.from_numpy(self.features_ND[part]), torch.from_numpy(self.labels_N[part]))
+        return sums.moments()
+
+
+def _deal(strata_N: np.ndarray, units_N: np.ndarray, hands: int, seed: int) -> np.ndarray:
+    """Deal the units to hands at random, so that every hand has the same share of each stratum: int64 (N,)."""
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(strata_N)), strata_N))
+    _, first, unit_N = np.unique(units_N[order], return_index=True, return_inverse=True)
+    hand = np.empty(len(first), np.int64)
+    hand[np.argsort(first)] = np.arange(len(first)) % hands
+    hand_N = np.empty(len(order), np.int64)
+    hand_N[order] = hand[unit_N]
+    return hand_N
 
 
 @dataclass(frozen=True)
@@ -88,30 +154,24 @@ class RidgeSums:
         return _Moments(shares, mean, covariance, *np.linalg.eigh(variance_DD.cpu().numpy()))
 
 
-def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: int, seed: int) -> RidgeHead:
+def fit_ridge_head(data: LabelledFeatures) -> RidgeHead:
     """Fit the head to the training images' pooled features.
 
     For each class the regression estimates the probability of its label, 0 to 1. Used as logits, such scores would give
     almost equal softmax probabilities, so they are multiplied by a scale. For multi-label data 1/2 is subtracted first.
     Penalty and scale are those with the smallest cross-entropy on images that the regression has not seen. They are
-    found by cross-validation in FOLDS parts with equal class shares.
-
-    Args:
-        features_ND: float32.
-        labels_N: int64 below num_classes, or (N, num_classes) for multi-label data.
+    found by cross-validation in FOLDS parts.
 
     Memory: num_classes * D values, and D * D for each fold.
     """
-    fold_N = _folds(labels_N, seed)
+    every_N, fold_N = np.arange(len(data)), data.fold_N
     held_out = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N)]
-    moments = [_moments(features_ND, labels_N, np.setdiff1d(np.arange(len(labels_N)), rows), num_classes)
-               for rows in held_out]  # fmt: skip
-    kept = max(1, SCORED_VALUES // num_classes // len(held_out))
-    rng = np.random.default_rng(seed)  # because files are sorted by class
+    moments = [data.moments(np.setdiff1d(every_N, rows)) for rows in held_out]
+    kept = max(1, SCORED_VALUES // data.num_classes // len(held_out))
+    rng = np.random.default_rng(data.seed)  # because files are sorted by class
     chosen = [rows if len(rows) <= kept else np.sort(rng.permutation(rows)[:kept]) for rows in held_out]
-    scored = [(features_ND[rows], labels_N[rows]) for rows in chosen]
-    whole = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes)
-    return choose_ridge(moments, scored).head(whole, labels_N.ndim == 2)
+    scored = [(data.features_ND[rows], data.labels_N[rows]) for rows in chosen]
+    return choose_ridge(moments, scored).head(data.moments(every_N), data.labels_N.ndim == 2)
 
 
 class Ridge(NamedTuple):
@@ -171,32 +231,19 @@ class Mirrored:
     mirrored_only: int
 
 
-def count_mirrored(
-    features_ND: np.ndarray,
-    mirrored_MD: np.ndarray,
-    tried_M: np.ndarray,
-    penalty: float,
-    labels_N: np.ndarray,
-    num_classes: int,
-    seed: int,
-) -> Mirrored:
+def count_mirrored(data: LabelledFeatures, mirrored_MD: np.ndarray, tried_M: np.ndarray, penalty: float) -> Mirrored:
     """Classify the images `tried_M` by ridge regression on the unmirrored images in the other folds."""
-    seen = score_out_of_fold(
-        features_ND, [features_ND[tried_M], mirrored_MD], tried_M, penalty, labels_N, num_classes, seed
-    )
-    plain_M, mirrored_M = (scores_MK.argmax(1) == labels_N[tried_M] for scores_MK in seen)
+    seen = score_out_of_fold(data, [data.features_ND[tried_M], mirrored_MD], tried_M, penalty)
+    plain_M, mirrored_M = (scores_MK.argmax(1) == data.labels_N[tried_M] for scores_MK in seen)
     only = int((plain_M & ~mirrored_M).sum()), int((mirrored_M & ~plain_M).sum())
     return Mirrored(len(tried_M), int(plain_M.sum()), int(mirrored_M.sum()), *only)
 
 
 def score_out_of_fold(
-    features_ND: np.ndarray,
+    data: LabelledFeatures,
     views: Sequence[np.ndarray],
     tried_M: np.ndarray,
     penalty: float,
-    labels_N: np.ndarray,
-    num_classes: int,
-    seed: int,
     fitted_N: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Score views of the images `tried_M` by ridge regression on the unchanged images in the other folds.
@@ -208,28 +255,20 @@ def score_out_of_fold(
     Returns:
         scores (M, K) for each view, float32.
     """
-    fold_N, scores = _folds(labels_N, seed), [np.empty((len(tried_M), num_classes), np.float32) for _ in views]
+    fold_N, scores = data.fold_N, [np.empty((len(tried_M), data.num_classes), np.float32) for _ in views]
     for fold in np.unique(fold_N[tried_M]):
         others_N = (fold_N != fold) if fitted_N is None else (fold_N != fold) & fitted_N
-        moments = _moments(features_ND, labels_N, np.flatnonzero(others_N), num_classes)
+        moments = data.moments(np.flatnonzero(others_N))
         rows = fold_N[tried_M] == fold
         for scores_MK, features_MD in zip(scores, views, strict=True):
             scores_MK[rows] = _score(moments, features_MD[rows], penalty)
     return scores
 
 
-def score_on_halves(
-    features_ND: np.ndarray, penalty: float, labels_N: np.ndarray, num_classes: int, seed: int
-) -> list[np.ndarray]:
-    """Return scores (N, K) of all images, twice: by regressions on each half of the images in the other folds.
-
-    The halves have the same share of each class.
-    """
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(labels_N)), _folds(labels_N, seed), labels_N))
-    half_N = np.empty(len(labels_N), bool)
-    half_N[order] = np.arange(len(labels_N)) % 2 == 0
-    fit = np.arange(len(labels_N)), penalty, labels_N, num_classes, seed
-    return [score_out_of_fold(features_ND, [features_ND], *fit, fitted_N=half)[0] for half in (half_N, ~half_N)]
+def score_on_halves(data: LabelledFeatures, penalty: float) -> list[np.ndarray]:
+    """Return scores (N, K) of all images, twice: by regressions on each half of the images in the other folds."""
+    every_N, half_N = np.arange(len(data)), data.half_N
+    return [score_out_of_fold(data, [data.features_ND], every_N, penalty, half)[0] for half in (half_N, ~half_N)]
 
 
 def smallest_loss(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -249,21 +288,6 @@ def _fit_scale(shifted: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Return (temperature with the smallest cross-entropy, that cross-entropy)."""
     smallest, largest = LOG_TEMPERATURES
     return fit_temperature(shifted, labels, (smallest - np.log(max(1, shifted.shape[1] / CLASSES)), largest))
-
-
-def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:
-    """Return each row's fold, drawn at random with the same share of each class in every fold."""
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(labels_N)), strata(labels_N)))
-    fold_N = np.empty(len(labels_N), np.int64)
-    fold_N[order] = np.arange(len(labels_N)) % FOLDS
-    return fold_N
-
-
-def _moments(features_ND: np.ndarray, labels_N: np.ndarray, rows: np.ndarray, num_classes: int) -> _Moments:
-    sums = RidgeSums(num_classes, features_ND.shape[1], torch.device("cpu"))
-    for part in np.split(rows, range(CHUNK, len(rows), CHUNK)):
-        sums.add(torch.from_numpy(features_ND[part]), torch.from_numpy(labels_N[part]))
-    return sums.moments()
 
 
 def _score(moments: _Moments, features: np.ndarray, penalty: float) -> np.ndarray:

@@ -101,10 +101,10 @@ def _fit_head(
     larger = _score_larger(recipe, folder, inputs, probe.images, world, stop)
     if not world.is_main:
         return
-    if probe.features_ND is not None and scored:
-        for line in warn_of_copies(inputs.train, probe.features_ND, inputs.evaluated[0], scored[0][1]):
+    if probe.data is not None and scored:
+        for line in warn_of_copies(inputs.train, probe.data.features_ND, inputs.evaluated[0], scored[0][1]):
             say(line)
-    write_training_labels(folder, judge_labels(probe, recipe.data.num_classes, recipe.train.seed))
+    write_training_labels(folder, judge_labels(probe))
     head, seconds = probe.head, probe.seconds + time.monotonic() - began
     tower.write_head(head, inputs.train, folder / PROBE_HEAD, request=inputs.request)
     own = [evaluated for evaluated, _ in scored]

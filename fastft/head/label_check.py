@@ -12,20 +12,20 @@ LISTED = 20
 FEWEST = 20  # images; of fewer, a half of four folds can be empty, and little could be said
 
 
-def judge_labels(probe: LinearProbe, num_classes: int, seed: int) -> TrainingLabels | None:
+def judge_labels(probe: LinearProbe) -> TrainingLabels | None:
     """Classify the training images by regressions that were not fitted to them.
 
     None for multi-label data, for very few images, or for FEW_IMAGES or more, where this would take minutes.
     """
-    features_ND, labels_N = probe.features_ND, probe.labels_N
-    if features_ND is None or labels_N is None or labels_N.ndim == 2 or not FEWEST <= len(labels_N) < FEW_IMAGES:
+    data, penalty = probe.data, probe.head.penalty
+    if data is None or data.labels_N.ndim == 2 or not FEWEST <= len(data) < FEW_IMAGES:
         return None
-    every_N, fit = np.arange(len(labels_N)), (probe.head.penalty, labels_N, num_classes, seed)
-    (scores_NK,) = score_out_of_fold(features_ND, [features_ND], every_N, *fit)
+    labels_N, num_classes, every_N = data.labels_N, data.num_classes, np.arange(len(data))
+    (scores_NK,) = score_out_of_fold(data, [data.features_ND], every_N, penalty)
     probability_NK = softmax(probe.head.scale * scores_NK, axis=1)
     predicted_N, of_label_N = scores_NK.argmax(1), probability_NK[every_N, labels_N]
     right_N = predicted_N == labels_N
-    half_N = np.mean([scores.argmax(1) == labels_N for scores in score_on_halves(features_ND, *fit)], axis=0)
+    half_N = np.mean([scores.argmax(1) == labels_N for scores in score_on_halves(data, penalty)], axis=0)
     counts_K = np.bincount(labels_N, minlength=num_classes)
     half_K, all_K = (
         100 * np.bincount(labels_N, hits, num_classes) / np.maximum(1, counts_K) for hits in (half_N, right_N)

@@ -14,7 +14,14 @@ from fastft.choose import augmentation
 from fastft.choose.augmentation import KEPT, Losses, choose_flips, keep_or_leave_out, shares_loss
 from fastft.choose.automatic import CENTRE, WHOLE, is_plain, resolve
 from fastft.cli import main
-from fastft.evaluate.ridge import Mirrored, count_mirrored, fit_ridge_head, score_out_of_fold, smallest_loss
+from fastft.evaluate.ridge import (
+    LabelledFeatures,
+    Mirrored,
+    count_mirrored,
+    fit_ridge_head,
+    score_out_of_fold,
+    smallest_loss,
+)
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run, read_choices
 from tests.train.runs import differing, end, flags, losses, rewind, run
@@ -68,9 +75,10 @@ def test_images_are_counted_by_heads_that_have_not_seen_them() -> None:
     labels, noise = rng.integers(0, 2, 400), rng.normal(size=(400, 64)).astype(np.float32)
     signal = noise + 4 * (2 * labels[:, None] - 1)
     tried = np.arange(0, 400, 2)
-    found = count_mirrored(signal, -signal[tried], tried, fit_ridge_head(signal, labels, 2, 0).penalty, labels, 2, 0)
+    data = LabelledFeatures(signal, labels, 2)
+    found = count_mirrored(data, -signal[tried], tried, fit_ridge_head(data).penalty)
     assert (found.images, found.plain, found.mirrored, found.plain_only, found.mirrored_only) == (200, 200, 0, 200, 0)
-    found = count_mirrored(noise, noise, np.arange(400), 1e-5, labels, 2, 0)
+    found = count_mirrored(LabelledFeatures(noise, labels, 2), noise, np.arange(400), 1e-5)
     assert 150 < found.plain == found.mirrored < 250 and found.plain_only == 0
 
 
@@ -118,10 +126,11 @@ def test_the_sharp_scale_of_a_good_head_does_not_hide_the_classes(wrong: float, 
     labels = np.arange(200) % 2
     plain = (rng.normal(size=(200, 8)) + 6 * (2 * labels[:, None] - 1)).astype(np.float32)
     augmented = np.where(rng.random((200, 1)) < wrong, -plain, plain)
-    head = fit_ridge_head(plain, labels, 2, 0)
+    data = LabelledFeatures(plain, labels, 2)
+    head = fit_ridge_head(data)
     logits = torch.from_numpy(augmented @ head.weight_KD.T + head.bias_K)
     assert F.cross_entropy(logits, torch.from_numpy(labels)) > math.log(2)  # at its own scale it is worse than guessing
-    found = score_out_of_fold(plain, [plain, augmented], np.arange(200), head.penalty, labels, 2, 0)
+    found = score_out_of_fold(data, [plain, augmented], np.arange(200), head.penalty)
     losses = Losses(*(smallest_loss(scores, labels) for scores in found), shares_loss([100, 100]))
     assert losses.plain < 0.01 and losses.augmented < losses.class_shares
     assert (losses.kept < KEPT) == hides

@@ -47,7 +47,7 @@ SECONDS = {56: 3.2, 84: 6.4, 112: 12.8}  # for a forward pass over them
 def probe(size: int, wrong: int, seconds: float) -> LinearProbe:
     right = np.arange(IMAGES) >= wrong
     head = RidgeHead(np.zeros((2, 1)), np.zeros(2), 1.0, 1.0, np.where(right, 0.1, 3.0), right)
-    return LinearProbe(size, IMAGES, head, None, None, seconds)
+    return LinearProbe(size, IMAGES, head, None, seconds)
 
 
 def decided(*options: str) -> Recipe:

@@ -31,7 +31,7 @@ def small_sizes(monkeypatch):
 
 def probe(losses: np.ndarray, size: int = 16, seconds: float = 1.0) -> LinearProbe:
     head = RidgeHead(np.zeros((2, 1)), np.zeros(2), 1.0, 1.0, losses, losses < 0.5)
-    return LinearProbe(size, len(losses), head, losses[:, None], losses, seconds)
+    return LinearProbe(size, len(losses), head, None, seconds)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
@@ -19,8 +20,8 @@ from fastft.cli import main
 from fastft.evaluate import linear_probe, ridge, trained
 from fastft.evaluate.calibration import calibrate
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.linear_probe import _fit_in_one_pass
-from fastft.evaluate.ridge import RidgeHead, fit_ridge_head
+from fastft.evaluate.linear_probe import _fit_in_one_pass, draw_scored
+from fastft.evaluate.ridge import LabelledFeatures, RidgeHead, fit_ridge_head
 from fastft.evaluate.trained import load_trained
 from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import World
@@ -182,7 +183,7 @@ def test_logits_of_many_classes_are_calibrated():
     centres, noise = rng.normal(size=(400, 64)), rng.normal(size=(len(labels), 64))
     images = (centres[labels] + 1.5 * noise).astype(np.float32)
     fitted = np.arange(len(labels)) % 12 < 8
-    head = fit_ridge_head(images[fitted], labels[fitted], 400, seed=0)
+    head = fit_ridge_head(LabelledFeatures(images[fitted], labels[fitted], 400))
     p = predictions_of(images[~fitted] @ head.weight_KD.T + head.bias_K, labels[~fitted])
     assert head.scale > 100
     assert calibrate(p).temperature == pytest.approx(1, abs=0.25)
@@ -190,22 +191,22 @@ def test_logits_of_many_classes_are_calibrated():
 
 def test_the_images_that_choose_penalty_and_scale_are_of_all_classes(digits, monkeypatch):
     images, labels, _, _ = digits
-    by_class, whole = np.argsort(labels, kind="stable"), fit_ridge_head(images, labels, 10, seed=0)
+    by_class, whole = np.argsort(labels, kind="stable"), fit_ridge_head(LabelledFeatures(images, labels, 10))
     monkeypatch.setattr(ridge, "SCORED_VALUES", 10 * 300)
-    head = fit_ridge_head(images[by_class], labels[by_class], 10, seed=0)
+    head = fit_ridge_head(LabelledFeatures(images[by_class], labels[by_class], 10))
     assert head.scale == pytest.approx(whole.scale, rel=0.2)
 
 
 def test_features_that_are_nan_are_one_line():
     with pytest.raises(UserError, match=r"gives NaN or Inf for training images. Check model\.weights"):
-        fit_ridge_head(np.full((6, 8), np.nan, np.float32), np.arange(6) % 3, 3, seed=0)
+        fit_ridge_head(LabelledFeatures(np.full((6, 8), np.nan, np.float32), np.arange(6) % 3, 3))
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_a_few_images_are_enough(count):
     features = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
     features[:, 0] = 1
-    head = fit_ridge_head(features, np.arange(count) % 3, 5, seed=0)
+    head = fit_ridge_head(LabelledFeatures(features, np.arange(count) % 3, 5))
     assert np.isfinite(head.weight_KD).all() and np.isfinite(head.bias_K).all()
     assert head.weight_KD.shape == (5, 8)
 
@@ -247,11 +248,13 @@ def one_pass(images: np.ndarray, labels: np.ndarray, world: World, part: slice =
         num_samples = len(images)
 
     model, precision = AsFeatures(images.shape[1], 10), Precision(torch.float32, "cpu")
-    return _fit_in_one_pass(model, Loader(batches), world, precision, 0, lambda: False)
+    return _fit_in_one_pass(
+        model, Loader(batches), world, precision, draw_scored(np.arange(len(images)), 10, 0), lambda: False
+    )
 
 
 def at_once(images: np.ndarray, labels: np.ndarray, world: World) -> RidgeHead:
-    return fit_ridge_head(images, labels, 10, seed=0)
+    return fit_ridge_head(LabelledFeatures(images, labels, 10))
 
 
 @pytest.mark.parametrize("fit", [at_once, one_pass])
@@ -321,3 +324,27 @@ def test_a_run_without_steps_needs_a_linear_probe(tiny, tmp_path):
     with pytest.raises(UserError, match=r"Set model\.head_init to probe"):
         run(tiny, tmp_path / "run", schedule__stop_epoch="0")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("most", [100, 10])
+def test_groups_and_identical_images_stay_together_when_the_head_is_scored(tiny, tmp_path, monkeypatch, most):
+    """most: up to which number of images their features are kept."""
+    units = []
+    monkeypatch.setattr(linear_probe, "MOST_IMAGES", most)
+    monkeypatch.setattr(
+        linear_probe, "LabelledFeatures", lambda *data: units.append(data[-1]) or LabelledFeatures(*data)
+    )
+    monkeypatch.setattr(linear_probe, "draw_scored", lambda *drawn: units.append(drawn[0]) or draw_scored(*drawn))
+    rows = ["image,label,group"]
+    for i in range(32):
+        name = f"{i:02}.png"  # the last two images are equal, in groups of two before that
+        pixels = np.random.default_rng(min(i, 30)).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+        rows.append(f"{name},{'ab'[i // 16]},{f'g{i // 2}' if i < 30 else ''}")
+    (tmp_path / "photos.csv").write_text("\n".join(rows))
+    main(["convert", "folder", f"--data={tmp_path / 'photos.csv'}", f"--out={tmp_path / 'train.beton'}", "--workers=0"])
+    changed = tiny | {"data.train": str(tmp_path / "train.beton"), "data.val": "none", "data.num_classes": "2"}
+    run(changed, tmp_path / "run", schedule__stop_epoch="0", **PROBE)
+    assert units  # also those of the features that are read again from the run directory
+    for unit_N in units:
+        assert len(np.unique(unit_N)) == 16 and all(unit_N[i] == unit_N[i + 1] for i in range(0, 32, 2))

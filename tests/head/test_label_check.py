@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastft.evaluate.linear_probe import LinearProbe
-from fastft.evaluate.ridge import fit_ridge_head
+from fastft.evaluate.ridge import LabelledFeatures, fit_ridge_head
 from fastft.head import label_check
 from fastft.head.label_check import LISTED, judge_labels
 from fastft.report.run_report import write_run_page
@@ -25,7 +25,8 @@ def images(count: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def probe(features: np.ndarray, labels: np.ndarray) -> LinearProbe:
-    return LinearProbe(56, len(labels), fit_ridge_head(features, labels, CLASSES, 0), features, labels, 1.0)
+    data = LabelledFeatures(features, labels, CLASSES)
+    return LinearProbe(56, len(labels), fit_ridge_head(data), data, 1.0)
 
 
 def test_wrong_labels_are_listed_first_with_the_class_that_the_probe_predicts() -> None:
@@ -33,7 +34,7 @@ def test_wrong_labels_are_listed_first_with_the_class_that_the_probe_predicts() 
     wrong = np.random.default_rng(1).permutation(400)[:15]
     labels = truth.copy()
     labels[wrong] = (labels[wrong] + 1) % CLASSES
-    found = judge_labels(probe(features, labels), CLASSES, 0)
+    found = judge_labels(probe(features, labels))
     assert found is not None and (found.images, len(found.doubts)) == (400, min(LISTED, found.wrong))
     first = found.doubts[:15]
     assert {d.sample for d in first} == set(wrong.tolist())
@@ -44,9 +45,7 @@ def test_wrong_labels_are_listed_first_with_the_class_that_the_probe_predicts() 
 
 
 def test_classes_gain_from_the_second_half_where_images_are_scarce() -> None:
-    scarce, plenty = (
-        judge_labels(probe(*images(count, noise)), CLASSES, 0) for count, noise in ((80, 4.0), (2000, 1.0))
-    )
+    scarce, plenty = (judge_labels(probe(*images(count, noise))) for count, noise in ((80, 4.0), (2000, 1.0)))
     assert scarce is not None and plenty is not None
     assert scarce.all - scarce.half > 5 and abs(plenty.all - plenty.half) < 1
     assert [c.label for c in scarce.classes] == list(range(CLASSES)) and {c.images for c in scarce.classes} == {20}
@@ -57,9 +56,9 @@ def test_classes_gain_from_the_second_half_where_images_are_scarce() -> None:
 def test_nothing_is_said_about_label_sets_and_very_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = images(40, 1.0)
     sets = np.eye(CLASSES, dtype=np.float32)[labels]
-    assert judge_labels(probe(features, sets), CLASSES, 0) is None
+    assert judge_labels(probe(features, sets)) is None
     monkeypatch.setattr(label_check, "FEW_IMAGES", 40)
-    assert judge_labels(probe(features, labels), CLASSES, 0) is None
+    assert judge_labels(probe(features, labels)) is None
 
 
 @pytest.mark.parametrize("count", [2, 5, 19, 20, 21])
@@ -70,7 +69,7 @@ def test_few_images_are_left_alone_or_judged(count: int) -> None:
         np.arange(count) % CLASSES,
         np.arange(count) // max(1, count // CLASSES) % CLASSES,
     ):
-        found = judge_labels(probe(features, labels), CLASSES, 0)
+        found = judge_labels(probe(features, labels))
         assert (found is None) == (count < 20)
 
 
@@ -78,7 +77,7 @@ def test_a_class_with_one_image_is_judged() -> None:
     features, labels = images(41, 1.0)
     labels[labels == 3] = 2
     labels[7] = 3
-    found = judge_labels(probe(features, labels), CLASSES, 0)
+    found = judge_labels(probe(features, labels))
     assert found is not None and found.classes[3].images == 1 and 7 in {d.sample for d in found.doubts}
 
 
