@@ -25,7 +25,7 @@ from records import Row, facts, lines, points
 from beton_tools.base.console import markdown_table as markdown
 from fastft.run.chosen_weights import FEW_STEPS
 
-TOLD_APART = 3.2  # standard errors
+TOLD_APART = 3.2  # standard errors: a risk of 5 % for 36 gains together (Bonferroni), as many as the largest table has
 LOOP_SECONDS = "fastft schedule.epochs=26"  # in about the loop's time: the loop trains 2.6 times for 10 epochs
 TWENTY = "fastft schedule.epochs=20"  # in less than that time
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
