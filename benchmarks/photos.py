@@ -25,7 +25,7 @@ from records import Row, facts, lines, points
 from beton_tools.base.console import markdown_table as markdown
 from fastft.run.chosen_weights import FEW_STEPS
 
-TOLD_APART = 3.2  # standard errors
+TOLD_APART = 3.2  # standard errors: a risk of 5 % for 36 gains together (Bonferroni), as many as the largest table has
 LOOP_SECONDS = "fastft schedule.epochs=26"  # in about the loop's time: the loop trains 2.6 times for 10 epochs
 TWENTY = "fastft schedule.epochs=20"  # in less than that time
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
@@ -91,7 +91,7 @@ def headline(ours: str) -> str:
         for name, of_set in runs.items()
     ]
     rows += [[f"mean of {title}", "", "", "", *gains] for title, gains in _means(runs).items()]
-    head = ["set", "best linear head", "timm loop", "fastft", "gain over the loop", "gain over the head"]
+    head = ["dataset", "best linear head", "timm loop", "fastft", "gain over the loop", "gain over the head"]
     return markdown(head, rows)
 
 
@@ -117,7 +117,8 @@ def shorter(ours: str) -> str:
     """State the mean time and gain of a method that takes less time than the one in the table."""
     sets = _runs(*BESIDE, ours)
     seconds = fmean(_seconds(of_set[-1]) for of_set in sets.values())
-    return f"This took {seconds:.0f} s on average and gained {shown(*_over_loop(sets))} points over the loop ({len(sets)} sets)."
+    gain = shown(*_over_loop(sets))
+    return f"This took {seconds:.0f} s on average and gained {gain} points over the loop ({len(sets)} datasets)."
 
 
 def stronger() -> str:
@@ -130,7 +131,7 @@ def stronger() -> str:
         columns.append(gains)
     rows.append(["mean", *[""] * 3, *(shown(*_over_sets(column)) for column in zip(*columns, strict=True))])
     titles = [
-        "set", "loop, short trials", "loop, 42 or 84 px", "head, 42 to 126 px", "20 epochs over the loop at 42 px",
+        "dataset", "loop, short trials", "loop, 42 or 84 px", "head, 42 to 126 px", "20 epochs over the loop at 42 px",
         "26 epochs over it", "budget over the loop at 42 or 84 px", "budget over the head",
     ]  # fmt: skip
     return markdown(titles, rows)
@@ -147,7 +148,7 @@ def stronger_setting() -> str:
     return (
         f"The opponents: {processor}, one thread, {date}, commit {commit}, seed 0. They took {trials:.0f}, {sizes:.0f} and "
         f"{head:.0f} s on average. This machine was faster than the ones in the other tables: here, fastft's 26 epochs took "
-        f"{faster:.2f} times as long ({len(same_day)} sets)."
+        f"{faster:.2f} times as long ({len(same_day)} datasets)."
     )
 
 
@@ -166,15 +167,15 @@ def budgets() -> str:
         cells = (_figure(runs) for runs in (short, middle, long))
         rows.append([title, *cells, shown(*more), shown(*most), gains, ", ".join(sorted(precision))])
     means = [shown(*_over_sets(column)) for column in zip(*judged, strict=True)]
-    rows.append([f"mean of the {len(judged)} sets with *", *[""] * 3, *means, ""])
-    head = ["set", *TIMES, "180s over 90s", "360s over 180s", "180s over the loop at 42 or 84 px", "precision"]
+    rows.append([f"mean of the {len(judged)} datasets with *", *[""] * 3, *means, ""])
+    head = ["dataset", *TIMES, "180s over 90s", "360s over 180s", "180s over the loop at 42 or 84 px", "precision"]
     return markdown(head, rows)
 
 
 def budgets_worst() -> str:
     """Say where more time cost accuracy on the sets of `budgets`: those with * and the others."""
     return " ".join(
-        _cost_of_time(judge, words) for judge, words in ((True, "On the sets with *"), (False, "On the others"))
+        _cost_of_time(judge, words) for judge, words in ((True, "On the datasets with *"), (False, "On the others"))
     )
 
 
@@ -212,7 +213,7 @@ def heads() -> str:
         for cheap, ours in _runs("head", "fastft").values()
     ]
     return (
-        f"On these {len(gains)} sets, the linear probe's top-1 minus the best linear head's top-1 is "
+        f"On these {len(gains)} datasets, the linear probe's top-1 minus the best linear head's top-1 is "
         f"{shown(*_over_sets(gains))} points on average."
     )
 
@@ -228,8 +229,8 @@ def tried(changes: Mapping[str, tuple[str, str]]) -> str:
             for (name, pair), gain in zip(pairs.items(), gains, strict=True)
         ]
         if len(gains) >= FEWEST_SETS:
-            rows.append([title, f"mean of {len(gains)} sets", "", "", shown(*_over_sets(gains))])
-    return markdown(["change", "set", "without", "with", "gain"], rows)
+            rows.append([title, f"mean of {len(gains)} datasets", "", "", shown(*_over_sets(gains))])
+    return markdown(["change", "dataset", "without", "with", "gain"], rows)
 
 
 def augmentation() -> str:
@@ -240,14 +241,14 @@ def augmentation() -> str:
         cells = ["", "", ""] if pair is None else [*map(_short, pair), shown(*_gain(*reversed(pair)))]
         losses = (f"{row[key]:.2f}" for key in ("class_shares", "plain", "augmented"))
         rows.append([SETS[row["set"]].title, *losses, f"{100 * row['kept']:.0f} %", *cells])
-    head = ["set", "guessing", "unchanged", "augmented", "what is left", "trained without", "trained with", "gain"]
+    head = ["dataset", "guessing", "unchanged", "augmented", "what is left", "trained without", "trained with", "gain"]
     return markdown(head, rows)
 
 
 def start() -> str:
     """Make a row for every set and learning rate: the loss at the start, accuracy, and how far the features have moved."""
     columns = {
-        "set": lambda r: SETS[r["set"]].title, "learning rate": lambda r: r["lr"],
+        "dataset": lambda r: SETS[r["set"]].title, "learning rate": lambda r: r["lr"],
         "highest loss": lambda r: f"{r['highest']:.1f}", "last loss": lambda r: f"{r['last']:.2f}",
         "linear probe": lambda r: f"{r['probe']:.1f}", "after training": lambda r: f"{r['trained']:.1f}",
         "new head on the features": lambda r: f"{r['new_head']:.1f}",
@@ -269,8 +270,15 @@ def resized() -> str:
         cells = str(row["epochs"]), sizes, f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
         rows.append([made.title + " *" * made.judge, *cells])
     for sizes, of_sizes in gains.items():
-        rows.append([f"mean of {len(of_sizes)} sets", "", sizes, "", "", shown(*_over_sets(of_sizes))])
-    head = ["set", "epochs", "pixels in training and evaluation", "evaluated at the smaller", "at the larger", "gain"]
+        rows.append([f"mean of {len(of_sizes)} datasets", "", sizes, "", "", shown(*_over_sets(of_sizes))])
+    head = [
+        "dataset",
+        "epochs",
+        "pixels in training and evaluation",
+        "evaluated at the smaller",
+        "at the larger",
+        "gain",
+    ]
     return markdown(head, rows)
 
 
@@ -280,7 +288,7 @@ def gains_by_steps() -> str:
     for low, high in pairwise(STEPS):
         parts = [part for found in _removed(low, high).values() for part in found]
         rows.append([f"{low:,} to {high - 1:,}", str(len(parts)), f"{100 * fmean(parts):.0f} %"])
-    return markdown(["steps", "sets and image sizes", "part of the probe's errors that training removes"], rows)
+    return markdown(["steps", "datasets and image sizes", "part of the probe's errors that training removes"], rows)
 
 
 def _removed(low: int, high: int) -> dict[str, list[float]]:
@@ -326,7 +334,7 @@ def caution() -> str:
         rows.append([f"{multiple:g}", f"{fmean(lost):.1f}", f"{max(timid):.1f}", f"{max(harmful):.1f}"])
     head = [
         "multiple",
-        "points lost, mean over sets",
+        "points lost, mean over datasets",
         "most points lost by preferring a probe",
         "by preferring a training run",
     ]
@@ -337,9 +345,7 @@ def caution_sets() -> str:
     """Say which sets `caution` is about."""
     sets = [SETS[name].title for name in _compared_sets()]
     trainings = sum(len(_trainings(name)) for name in _compared_sets())
-    return (
-        f"{len(sets)} sets, {trainings} training runs with {DECIDED[0]} to {DECIDED[1] - 1} steps: {', '.join(sets)}."
-    )
+    return f"{len(sets)} datasets, {trainings} training runs with {DECIDED[0]} to {DECIDED[1] - 1} steps: {', '.join(sets)}."
 
 
 def _lost(name: str, multiple: float) -> tuple[float, float, float]:
@@ -413,7 +419,7 @@ def sources() -> str:
     """Tabulate where the sets of `headline` are from."""
     sets = (SETS[name] for name in _runs(*BESIDE, LOOP_SECONDS))
     rows = [[made.title + " *" * made.judge, made.source, made.licence] for made in sets]
-    return markdown(["set", "source", "licence"], rows)
+    return markdown(["dataset", "source", "licence"], rows)
 
 
 def summary() -> str:
@@ -425,11 +431,12 @@ def summary() -> str:
     ]
     over_head, over_loop, over_sizes, over_large = (shown(*_over_sets(gains)) for gains in zip(*pairs, strict=True))
     return (
-        f"With a small ViT at 42 px, fine-tuning gained {over_head} points of top-1 over the best linear head at that size, "
-        f"and {over_loop} over a timm loop that chooses its augmentation with short trials, in about the same time. A time "
-        f"budget (`--schedule.budget`), which also chooses the image size, gained {over_sizes} over such a loop that tries two "
-        f"image sizes, and {over_large} over the best linear head at 42 to 126 px. These are means over the {len(sets)} datasets "
-        "on which nothing was tuned, in fp32, with standard errors over datasets. "
+        f"With a small ViT at 42 px, fine-tuning with fastft was {over_head} points of top-1 above the best linear head at that "
+        f"size, and {over_loop} points above a timm loop, which chose its augmentation with short trials and took "
+        "about the same time. With a time budget (`--schedule.budget`), fastft also chooses the image size. It was then "
+        f"{over_sizes} points above such a loop that tries two image sizes, and {over_large} points above the best linear head "
+        f"at 42 to 126 px. These are means over the {len(sets)} datasets on which nothing was tuned, computed in fp32, each with "
+        "its standard error over datasets. "
         "[Measurements](docs/measurements/photos.md) describes the opponents and the datasets. [The guide](docs/photos.md) also "
         "covers tables, several labels per image and wrong labels."
     )
@@ -452,7 +459,7 @@ def _gains(cheap: Seeds, loop: Seeds, ours: Seeds) -> list[tuple[float, float]]:
 def _means(runs: Mapping[str, Sequence[Seeds]]) -> dict[str, list[str]]:
     """Return the gains over loop and head, averaged over all sets and over those with *, where there are enough."""
     judges = [name for name in runs if SETS[name].judge]
-    groups = {f"all {len(runs)} sets": list(runs), f"the {len(judges)} sets with *": judges}
+    groups = {f"all {len(runs)} datasets": list(runs), f"the {len(judges)} datasets with *": judges}
     return {
         title: [shown(*_over_sets(column)) for column in zip(*(_gains(*runs[name]) for name in names), strict=True)]
         for title, names in groups.items() if len(names) >= FEWEST_SETS
@@ -488,7 +495,7 @@ def beside(what: str, how: str, ways: Sequence[str], title: str = "timm loop") -
         rows.append([name, _figure(base), *chain.from_iterable(cells)])
     means = chain.from_iterable(("", shown(*_over_sets(column))) for column in zip(*gains, strict=True))
     head = chain.from_iterable((WAYS[way], "gain") for way in ways)
-    return markdown(["set", title, *head], [*rows, ["mean", "", *means]])
+    return markdown(["dataset", title, *head], [*rows, ["mean", "", *means]])
 
 
 def _sets(*methods: str, file: str = "photos") -> dict[str, list[Seeds]]:

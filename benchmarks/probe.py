@@ -173,13 +173,13 @@ def attentive() -> str:
         images, tested = mine[0]["images"]
         row = [f"{ridge:.1f}", f"{linear:.1f}", f"{attention:.1f}", f"{gains[-1]:+.1f}"]
         rows.append([SETS[name].title, f"{images:,}", f"{tested:,}", *row])
-    head = ["set", "training images", "test images", "ridge", "trained linear head", "attentive head"]
+    head = ["dataset", "training images", "test images", "ridge", "trained linear head", "attentive head"]
     error = f"{fmean(gains):+.1f} ± {stdev(gains) / len(gains) ** 0.5:.1f}"
     return (
         f"{markdown_table([*head, 'over the better linear one'], rows, 1)}\n\nTop-1 on the test images, means of "
         f"{len(seeds)} seeds. The tower is the demo's DINOv2-type ViT-S/14 at {last['image_size']} px, frozen. Both trained "
         f"heads start from the ridge head, and see {last['epochs']} epochs of the same crops and flips. Mean gain over the "
-        f"sets: {error} points ({last['processor']}, {last['date']})."
+        f"datasets: {error} points ({last['processor']}, {last['date']})."
     )
 
 

@@ -84,12 +84,13 @@ def processors() -> str:
         rows.append([f"{processor(result)}, {result.date}", *cells])
     theirs = document("independent")
     cells = [describe_times(_paired(theirs[rounds], peer)) for *_, peer, rounds in columns]
-    rows.append([f"{theirs['cpu'].partition(',')[0]} (AVX-512), {theirs['date']}, measured independently *", *cells])
+    rows.append([f"{theirs['cpu'].partition(',')[0]} (AVX-512), {theirs['date']}, measured independently", *cells])
     head = ["images per CPU second, fastft over", *(f"{peer}, {what}" for _, what, peer, _ in columns)]
     count = len(theirs[columns[0][3]]["fastft"])
     return (
-        f"{markdown(head, rows)}\n\n\\* {theirs['cpu']}. {count} alternating rounds at commit `{theirs['commit']}` on "
-        f"{theirs['images']}. In brackets: the lowest and the highest round. {theirs['load'].capitalize()}."
+        f"{markdown(head, rows)}\n\nThe numbers in brackets are the lowest and the highest round. The last row was measured "
+        f"independently, in {count} alternating rounds at commit `{theirs['commit']}`. The machine: {theirs['cpu']}. The files: "
+        f"{theirs['images']}. The load: {theirs['load']}."
     )
 
 

@@ -235,7 +235,7 @@ def short() -> str:
 
 
 def draws() -> str:
-    """Tabulate gains on other images: 1,000 others of the same classes, and another data set."""
+    """Tabulate gains on other images: 1,000 others of the same classes, and another dataset."""
     done = lines("study_draws")
     names = list(dict.fromkeys(t["images"] for t in done))
     found = [shorts()[STARTS[0]], *(_short(t for t in done if t["images"] == name) for name in names)]

@@ -157,7 +157,7 @@ def _print_manifest(manifest: Manifest) -> None:
     for title, text in (
         ("classes", f"{manifest.num_classes:,}: {'; '.join(names)}{more}"),
         ("source", f"{source.get('kind')} {source.get('root')}"),
-        ("data set", f"{manifest.dataset or 'not stored (version 1)'}{part}"),
+        ("dataset", f"{manifest.dataset or 'not stored (version 1)'}{part}"),
         ("content", content + ("" if groups is None else f", {len({*groups} - {''}):,} groups")),
         ("options", ", ".join(options)),
         ("encoded", "; ".join(encoded)),

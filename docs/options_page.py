@@ -44,8 +44,8 @@ def options_page() -> str:
         "Commands that take a recipe accept the options above and their short names too, unless they have an argument with "
         "the same name.",
         "`--data` names the images that a command works on: `convert` converts them, `train`, `sweep`, `preview` and "
-        "`explain` read them as training images, and `eval`, `zeroshot` and `average` evaluate on them. For the training and "
-        "validation images of a recipe, every command that takes its options also accepts `--data.train` and `--data.val`.",
+        "`explain` read them as training images, and `eval`, `zeroshot` and `average` evaluate on them. For a recipe's training "
+        "and validation images, every command that takes its options also accepts `--data.train` and `--data.val`.",
         "\n".join(["| argument | commands | meaning |", "|---|---|---|", *_argument_rows()]),
     ]
     return "\n\n".join(parts) + "\n"

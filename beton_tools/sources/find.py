@@ -99,7 +99,7 @@ def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
         UserError: `root` is not a folder.
     """
     if not root.is_dir():
-        hint = "the folder of the data set"
+        hint = "the folder with the dataset"
         if isinstance(root, RemotePath):
             hint += ", s3://BUCKET/FOLDER for example. For web servers use `fastft convert folder`"
         raise UserError(f"{root}: no such folder. Set --data to {hint}")

@@ -151,7 +151,7 @@ def open_tables(
         return path_source(tables, classes, single), tables
     columns = sorted({shard.image_column or "none" for shard in shards})
     if len(columns) > 1:
-        raise UserError(f"{root}: the image column is named {' and '.join(columns)}. Give files from one data set")
+        raise UserError(f"{root}: the image column is named {' and '.join(columns)}. Give files from one dataset")
     labels, final = number_label_sets(root, tables, classes, single) or _number_labels(root, shards, classes)
     groups = [(f, g, rows) for f, shard in enumerate(shards) for g, rows in enumerate(shard.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
@@ -506,5 +506,5 @@ def _refuse_some_named(shards: Sequence[_Shard]) -> None:
     if nameless is not None and named is not None:
         raise UserError(
             f"{nameless.table.path}: its labels are numbers without names, but {named.table.path} names its classes. Give files "
-            "from one data set"
+            "from one dataset"
         )

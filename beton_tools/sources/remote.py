@@ -48,7 +48,7 @@ _PROTOCOLS = {
         "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, or for a public bucket FSSPEC_S3_ANON=true",
     ),
     "gs": ("gcsfs", "Run `gcloud auth application-default login`, or for a public bucket set FSSPEC_GS_TOKEN=anon"),
-    "hf": ("huggingface_hub", "Run `hf auth login`, and accept the data set's terms on its page"),
+    "hf": ("huggingface_hub", "Run `hf auth login`, and accept the dataset's terms on its page"),
 }
 # arguments that make fsspec's `info` ask the server
 _FRESH = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}

@@ -31,7 +31,7 @@ from beton_tools.write.workers import encode_in_order
 from beton_tools.write.write_order import choose
 
 ON_ERROR = ("fail", "skip")
-_COMPARED = 256  # images whose sizes are part of a data set's hash
+_COMPARED = 256  # images whose sizes are part of a dataset's hash
 MIN_PAGE_SIZE = 64 << 10
 MAX_PAGE_SIZE = 2 << 30  # the largest power of two that the header's u4 holds
 # smallest and largest value of each numeric option; None: no limit

@@ -89,7 +89,7 @@ class Imagenet:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        data = "folder with the data set, or for tars and parquet files a URL (s3://, gs://, hf://)"
+        data = "folder with the dataset, or for tars and parquet files a URL (s3://, gs://, hf://)"
         parser.add_argument("--data", required=True, metavar="DIR", help=data)
         out = "folder for train.beton and val.beton"
         parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
@@ -146,7 +146,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "SEED",
         "shuffle the images with this seed, {} (default: they are sorted by class and name)",
     )
-    part = "write only this part of the images (3/16 goes to FILE-03-of-16.beton). Classes and order are as in the whole set"
+    part = "write only this part of the images (3/16 goes to FILE-03-of-16.beton). Classes and order are as in the whole dataset"
     file.add_argument("--part", metavar="K/N", help=part)
     number(file, "workers", "N", "number of processes that encode, {} (default: one for every usable CPU)")
     positions = (

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 
 
 class DataOptions(TypedDict, total=False):
-    """Files, number of images and classes, loader."""
+    """Files, how many images and classes they have, loader."""
 
     train: str | Path | None
     val: str | Path | None
@@ -46,7 +46,7 @@ class ModelOptions(TypedDict, total=False):
 
 
 class AugmentOptions(TypedDict, total=False):
-    """Augmentation of training images, and normalisation."""
+    """Augmentation for training images, and normalisation."""
 
     policy: str
     crop: Literal["rrc", "src"]
@@ -86,7 +86,7 @@ class OptimOptions(TypedDict, total=False):
 
 
 class ScheduleOptions(TypedDict, total=False):
-    """Number of epochs, warm-up and cosine."""
+    """Epochs, warm-up and cosine."""
 
     epochs: int | Literal["auto"]
     budget: str | None

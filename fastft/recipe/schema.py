@@ -82,14 +82,14 @@ neutral = partial(option, changes_accuracy=False)
 
 @dataclass(frozen=True)
 class Data:
-    """Files, number of images and classes, loader."""
+    """Files, how many images and classes they have, loader."""
 
     train: str | None = neutral(
         None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with "
         "one folder per class, or a CSV or parquet table", resumable=True, per_host=True,
     )  # fmt: skip
     val: str | None = neutral(
-        None, "validation images, in any form that data.train accepts. If unset, part of the training images is "
+        None, "validation images, in any form that data.train accepts. If unset, some training images are "
         "held out (from a .beton only with data.hold_out_beton)", resumable=True, per_host=True,
     )  # fmt: skip
     hold_out_beton: bool = neutral(
@@ -182,13 +182,13 @@ class Model:
     drop_path: float = option(
         0.0, "stochastic depth rate in the last block. It grows linearly from 0 in the first block", low=0, high=0.99
     )
-    patch_dropout: float = option(0.0, "fraction of patch tokens dropped during training", low=0, high=0.95)
+    patch_dropout: float = option(0.0, "patch tokens to drop during training, as a fraction", low=0, high=0.95)
     pool: str = option(
         "patches",
-        "the head's input. patches: the mean of the normalised patch tokens (for timm/NAME: timm's "
+        "the head's input. patches: the normalised patch tokens, averaged (for timm/NAME: timm's "
         "pooling). class: the class token after ln_post, as in timm's fine-tuned CLIP. class+patches: the "
         "class token beside the mean patch token, both after the last LayerNorm, as in DINOv2's linear "
-        "probes. attention: means of the normalised patch tokens with trained weights, as in attentive probes. "
+        "probes. attention: the normalised patch tokens averaged with trained weights, as in attentive probes. "
         "token: CLIP's own embedding (class token, ln_post, projection, length 1)",
         choices=("patches", "class", "class+patches", "attention", "token"),
     )  # fmt: skip
@@ -206,7 +206,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation of training images, and normalisation."""
+    """Augmentation for training images, and normalisation."""
 
     policy: str = option(
         "rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug[-jX]', 'augmix[-mX][-wX]' or 'none'", auto=True,
@@ -235,21 +235,21 @@ class Augment:
     erase_mode: str = option(
         "pixel", "fill erased boxes with zeros, one random colour, or per-pixel noise", choices=ERASE_MODES,
     )  # fmt: skip
-    erase_count: int = option(1, "maximum number of erased boxes per image", low=1, high=MAX_ERASE)
+    erase_count: int = option(1, "maximum number of boxes erased per image", low=1, high=MAX_ERASE)
     mixup: float = option(0.0, "mixup alpha (0: off)", low=0, high=1000)
     cutmix: float = option(0.0, "CutMix alpha (0: off)", low=0, high=1000)
     mix_prob: float = option(
-        1.0, "probability that a group of images is mixed, if mixup or CutMix is on", low=0, high=1
+        1.0, "probability that images are mixed, for each group, if mixup or CutMix is on", low=0, high=1
     )
     mix_switch_prob: float = option(0.5, "CutMix probability if both are on (mixup otherwise)", low=0, high=1)
     mean: tuple[float, float, float] = option(
-        CLIP_MEAN, "mean per channel of pixel values in 0..1. If unset, the one that is published with model.weights, by "
-        "open_clip, by timm or in a folder's configuration, or that of the .json in model.arch",
+        CLIP_MEAN, "each channel's mean, for pixel values in 0..1. If unset, the mean that is published with model.weights (by "
+        "open_clip, by timm or in a folder's configuration), or the one in model.arch's .json",
         low=-10, high=10, published="mean",
     )  # fmt: skip
     std: tuple[float, float, float] = option(
-        CLIP_STD, "standard deviation per channel of pixel values in 0..1. If unset, as for augment.mean", low=0.001, high=10,
-        published="std",
+        CLIP_STD, "each channel's standard deviation, for pixel values in 0..1. If unset, as for augment.mean",
+        low=0.001, high=10, published="std",
     )  # fmt: skip
 
     @property
@@ -279,7 +279,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Number of epochs, warm-up and cosine."""
+    """Epochs, warm-up and cosine."""
 
     epochs: int = option(50, "epochs in the schedule", low=1, high=MAX_EPOCHS, auto=True)
     budget: str | None = option(
@@ -294,7 +294,7 @@ class Schedule:
     )  # fmt: skip
     min_lr: float = option(1e-6, "the head's learning rate where the cosine ends", low=0)
     stop_epoch: int | None = option(
-        None, "stop after N epochs, while the schedule keeps its length (0: stop at the linear probe of model.head_init=probe)",
+        None, "stop after N epochs, while the schedule keeps its length (0: stop at the probe that model.head_init=probe fits)",
         low=0, high=MAX_EPOCHS, auto=True, resumable=True, changes_result=True,
     )  # fmt: skip
 
@@ -332,7 +332,7 @@ class Train:
         choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)",
     )  # fmt: skip
     half_residual: str = neutral(
-        "auto", "train with a half-precision copy of the fp32 weights and a half-precision residual stream. auto: on "
+        "auto", "train with a half-precision copy beside the fp32 weights and a half-precision residual stream. auto: on "
         "for fp16 on GPUs below compute capability 8.0 (V100, T4)",
         choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())",
     )  # fmt: skip
@@ -426,16 +426,16 @@ class Train:
         resumable=True,
     )  # fmt: skip
     keep_checkpoints: int = neutral(
-        2, "how many of the newest checkpoints to keep, besides the best", low=1, high=MAX_COUNT, resumable=True
+        2, "how many checkpoints to keep (the newest ones), besides the best", low=1, high=MAX_COUNT, resumable=True
     )
 
 
 @dataclass(frozen=True)
 class About:
-    """Expected accuracy of the recipe."""
+    """The recipe's expected accuracy."""
 
     top1: float | None = neutral(None, "expected ImageNet top-1 accuracy in percent", low=0, high=100, resumable=True)
-    source: str | None = neutral(None, "source of the expected accuracy, or why there is none", resumable=True)
+    source: str | None = neutral(None, "where the expected accuracy comes from, or why there is none", resumable=True)
 
 
 SECTIONS: dict[str, type] = {
