@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 
 
 class DataOptions(TypedDict, total=False):
-    """Files, how many images and classes they have, loader."""
+    """Files, image and class counts, loader."""
 
     train: str | Path | None
     val: str | Path | None

@@ -82,7 +82,7 @@ neutral = partial(option, changes_accuracy=False)
 
 @dataclass(frozen=True)
 class Data:
-    """Files, how many images and classes they have, loader."""
+    """Files, image and class counts, loader."""
 
     train: str | None = neutral(
         None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with "
@@ -182,7 +182,7 @@ class Model:
     drop_path: float = option(
         0.0, "stochastic depth rate in the last block. It grows linearly from 0 in the first block", low=0, high=0.99
     )
-    patch_dropout: float = option(0.0, "patch tokens to drop during training, as a fraction", low=0, high=0.95)
+    patch_dropout: float = option(0.0, "fraction of patch tokens dropped during training", low=0, high=0.95)
     pool: str = option(
         "patches",
         "the head's input. patches: the normalised patch tokens, averaged (for timm/NAME: timm's "
@@ -239,7 +239,7 @@ class Augment:
     mixup: float = option(0.0, "mixup alpha (0: off)", low=0, high=1000)
     cutmix: float = option(0.0, "CutMix alpha (0: off)", low=0, high=1000)
     mix_prob: float = option(
-        1.0, "probability that images are mixed, for each group, if mixup or CutMix is on", low=0, high=1
+        1.0, "probability that a group of images is mixed, if mixup or CutMix is on", low=0, high=1
     )
     mix_switch_prob: float = option(0.5, "CutMix probability if both are on (mixup otherwise)", low=0, high=1)
     mean: tuple[float, float, float] = option(
@@ -426,7 +426,7 @@ class Train:
         resumable=True,
     )  # fmt: skip
     keep_checkpoints: int = neutral(
-        2, "how many checkpoints to keep (the newest ones), besides the best", low=1, high=MAX_COUNT, resumable=True
+        2, "number of latest checkpoints to keep, besides the best", low=1, high=MAX_COUNT, resumable=True
     )
 
 
