@@ -15,6 +15,7 @@ from photo_runs import Bench, measure_sets
 from beton_tools.read.beton_set import BetonSet
 from fastft.choose.augmentation import choose_flips, compare_losses, recognise_mirrored
 from fastft.choose.automatic import resolve
+from fastft.data.units import read_units
 from fastft.evaluate.linear_probe import FrozenTower, fit_probe
 from fastft.machine.distributed import connected, find_world
 from fastft.recipe.training_images import Images
@@ -26,7 +27,7 @@ def measure(bench: Bench, set: str) -> Iterator[dict[str, float]]:
     recipe = resolve(bench.recipe(set, 0, {}, bench.work / "none"), Images.of_betons(files, None))
     with connected(find_world("cpu")) as world:
         tower = FrozenTower.build(recipe, world, lambda: False)
-        probe = fit_probe(tower, files, lambda line: None)
+        probe = fit_probe(tower, files, read_units(files), lambda line: None)
         mirrored = recognise_mirrored(tower, files, probe)
         assert mirrored is not None, "the sets are small enough for features to be kept"
         losses = compare_losses(replace(tower, recipe=choose_flips(recipe, mirrored)), files, probe)

@@ -114,7 +114,7 @@ class _Probing:
         if not tries_flips and is_plain(recipe):
             return recipe
         files, tower = self.inputs.train, self._tower(recipe)
-        probe = probe_of_run(tower, files, self.folder, self.inputs.request, self.say)
+        probe = probe_of_run(tower, files, self.inputs.units_N, self.folder, self.inputs.request, self.say)
         if tries_flips and (mirrored := recognise_mirrored(tower, files, probe)) is not None:
             recipe = choose_flips(recipe, mirrored)
         if is_plain(recipe):
@@ -131,7 +131,7 @@ class _Probing:
         return FrozenTower.build(recipe, self.world, self.stop)
 
     def _fit(self, files: BetonSet, sized: AskedRecipe) -> LinearProbe:
-        probe = fit_probe(self._tower(sized), files, self.say)
+        probe = fit_probe(self._tower(sized), files, self.inputs.units_N, self.say)
         epoch = format_duration(TRAINING_COST * probe.seconds)
         self.say(f"linear probe at {describe_probe(probe)}. Training would take about {epoch} per epoch")
         return probe

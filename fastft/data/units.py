@@ -1,5 +1,6 @@
 """Units: images that must stay on one side when some are held out, because they are the same or belong together."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,6 +79,14 @@ def read_units(betons: BetonSet) -> np.ndarray:
     """Return a unit per sample, int64 (N,). See `units_of`."""
     (contents,) = read_contents(betons)
     return units_of(contents, number_groups(betons.read_groups()), len(betons))
+
+
+def identify_units(units_N: np.ndarray) -> str:
+    """Hash which images share a unit, however the units are numbered. "" if no two images do."""
+    _, first, unit_N = np.unique(units_N, return_index=True, return_inverse=True)
+    if len(first) == len(units_N):
+        return ""
+    return hashlib.blake2b(first[unit_N].astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
 def choose_share(strata_N: np.ndarray, units_N: np.ndarray, share: float) -> np.ndarray:

@@ -25,7 +25,6 @@ from fastft.data.classes import name_outputs
 from fastft.data.loader import EvalLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output
-from fastft.data.units import read_units
 from fastft.evaluate.ridge import (
     FOLDS,
     MOST_KEPT,
@@ -122,10 +121,13 @@ class LinearProbe:
     seconds: float
 
 
-def fit_probe(tower: FrozenTower, files: BetonSet, say: Callable[[str], None]) -> LinearProbe:
+def fit_probe(tower: FrozenTower, files: BetonSet, units_N: np.ndarray, say: Callable[[str], None]) -> LinearProbe:
     """Fit the probe at the recipe's image size. All processes get the same probe.
 
-    Its accuracy is for images that it was not fitted to, and groups and identical images stay together for that.
+    Its accuracy comes from cross-validation, in which all images in a unit share a fold.
+
+    Args:
+        units_N: int64, see `fastft.data.units.units_of`.
 
     Raises:
         EvaluationStopped: a stop was requested.
@@ -141,14 +143,14 @@ def fit_probe(tower: FrozenTower, files: BetonSet, say: Callable[[str], None]) -
             return tower.stop()
 
         if images > MOST_IMAGES and not recipe.data.multi_label:
-            scored = world.in_main(lambda: draw_scored(read_units(files), classes, seed))
-            head = _fit_in_one_pass(tower.model, loader, world, tower.precision, scored, stop)
+            scored_H = draw_scored(units_N, classes, seed)
+            head = _fit_in_one_pass(tower.model, loader, world, tower.precision, scored_H, stop)
             seconds = time.monotonic() - began
         else:
             features_ND, labels_N = pooled_features(tower.model, loader, world, tower.precision, stop)
             seconds = time.monotonic() - began
             if world.is_main:
-                data = LabelledFeatures(features_ND, labels_N, classes, seed, read_units(files))
+                data = LabelledFeatures(features_ND, labels_N, classes, seed, units_N)
                 head = fit_ridge_head(data)
         show(images, images, 0)
     head, seconds = world.broadcast((head, seconds))
@@ -171,9 +173,9 @@ def time_forward(tower: FrozenTower, files: BetonSet) -> float:
 
 
 def draw_scored(units_N: np.ndarray, classes: int, seed: int) -> np.ndarray:
-    """Draw the images whose features are kept to choose a head's penalty and scale, in whole units: ids, int64 (H,).
+    """Sample the ids of images that choose a head's penalty and scale, int64 (H,). Their features are kept.
 
-    If every unit has more images than may be kept, images are drawn one by one.
+    All images in a unit are sampled together. If every unit has more images than may be kept, units are ignored.
 
     Args:
         units_N: int64, see `fastft.data.units.units_of`.
@@ -224,15 +226,20 @@ def _fit_in_one_pass(
 
 
 def probe_of_run(
-    tower: FrozenTower, files: BetonSet, folder: Path, key: str, say: Callable[[str], None]
+    tower: FrozenTower, files: BetonSet, units_N: np.ndarray, folder: Path, key: str, say: Callable[[str], None]
 ) -> LinearProbe:
-    """Return the probe kept in the run directory, or fit a new one and keep it. key: what the run is asked for."""
+    """Return the probe kept in the run directory, or fit a new one and keep it.
+
+    Args:
+        units_N: see `fit_probe`.
+        key: identifies what the run is asked for, including the images and their units.
+    """
     world, size = tower.world, tower.recipe.model.image_size
     mine = _read(folder / FEATURES, key, size, tower.recipe.train.seed) if world.is_main else None
     kept = world.broadcast(None if mine is None else replace(mine, data=None))
     if kept is not None:
         return mine or kept
-    probe = fit_probe(tower, files, say)
+    probe = fit_probe(tower, files, units_N, say)
     keep_probe(probe, folder, key, world)
     return probe
 
@@ -273,6 +280,6 @@ def _read(path: Path, key: str, size: int, seed: int) -> LinearProbe | None:
         data = None
         if "features" in arrays:
             rows = arrays["features"], arrays["labels"]
-            data = LabelledFeatures(*rows, len(head.weight_KD), seed, arrays.get("units"))
+            data = LabelledFeatures(*rows, len(head.weight_KD), seed, arrays["units"])
         return LinearProbe(size, int(header["images"]), head, data, float(header["seconds"]))
     return None

@@ -26,14 +26,14 @@ CHUNK = 8192  # rows converted to float64 at a time
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """What a tower's head gets for each training image, and the images' labels.
+    """Training images as pooled features with labels.
 
     Attributes:
         features_ND: float32.
         labels_N: int64 below num_classes, or (N, num_classes) for multi-label data.
         seed: draws the folds.
-        units_N: int64. Images with the same number are scored together, as `fastft.data.units.units_of` gives them. None:
-            each image is scored by itself.
+        units_N: int64, see `fastft.data.units.units_of`. Images with the same number are never split between folds. None:
+            each image is a unit.
     """
 
     features_ND: np.ndarray
@@ -47,19 +47,19 @@ class LabelledFeatures:
 
     @cached_property
     def fold_N(self) -> np.ndarray:
-        """Each image's fold for cross-validation, int64 (N,), with equal class shares. A unit is in one fold.
+        """Fold index for each image, int64 (N,), stratified by class. All images in a unit share a fold.
 
-        If all images of a class are in one unit, no other images could teach this class, so they are drawn one by one.
+        A class with a single unit is split image by image, because otherwise no fold could be fitted to it.
         """
-        return _deal(strata(self.labels_N), self._units_N, FOLDS, self.seed)
+        return _split_units(strata(self.labels_N), self._units_N, FOLDS, self.seed)
 
     @cached_property
     def half_N(self) -> np.ndarray:
-        """Whether an image is in the first half of its class in its fold, bool (N,). A unit is in one half.
+        """Boolean mask (N,) that selects half of the images, stratified by class and fold. Units are not split.
 
-        Only for images with one label each.
+        Not for multi-label data.
         """
-        return _deal(self.labels_N * FOLDS + self.fold_N, self._units_N, 2, self.seed) == 0
+        return _split_units(self.labels_N * FOLDS + self.fold_N, self._units_N, 2, self.seed) == 0
 
     @cached_property
     def _units_N(self) -> np.ndarray:
@@ -78,15 +78,15 @@ class LabelledFeatures:
         return sums.moments()
 
 
-def _deal(strata_N: np.ndarray, units_N: np.ndarray, hands: int, seed: int) -> np.ndarray:
-    """Deal the units to hands at random, so that every hand has the same share of each stratum: int64 (N,)."""
+def _split_units(strata_N: np.ndarray, units_N: np.ndarray, parts: int, seed: int) -> np.ndarray:
+    """Assign whole units to parts at random, stratified. Returns a part index for each image, int64 (N,)."""
     order = np.lexsort((np.random.default_rng(seed).permutation(len(strata_N)), strata_N))
     _, first, unit_N = np.unique(units_N[order], return_index=True, return_inverse=True)
-    hand = np.empty(len(first), np.int64)
-    hand[np.argsort(first)] = np.arange(len(first)) % hands
-    hand_N = np.empty(len(order), np.int64)
-    hand_N[order] = hand[unit_N]
-    return hand_N
+    part_U = np.empty(len(first), np.int64)
+    part_U[np.argsort(first)] = np.arange(len(first)) % parts
+    part_N = np.empty(len(order), np.int64)
+    part_N[order] = part_U[unit_N]
+    return part_N
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _fit_head(
 ) -> None:
     """Fit and score a linear probe."""
     tower = FrozenTower.build(recipe, world, stop)
-    probe = probe_of_run(tower, inputs.train, folder, inputs.request, say)
+    probe = probe_of_run(tower, inputs.train, inputs.units_N, folder, inputs.request, say)
     began = time.monotonic()
     tower.set_head(probe.head)
     scored = [_score(tower, betons) for betons in inputs.evaluated]

@@ -62,6 +62,8 @@ class Identity(Document, kw_only=True, omit_defaults=True):
         arch: fields of `fastft.model.Arch` or `TimmArch`.
         classes, class_ids: the name of each label, and its WordNet id or folder. No ids if the training file has none.
         data, val: the content of the training and the validation images. `val` is None without validation images.
+        units: which training images belong together, which decides how a linear probe is scored. See
+            `fastft.data.units.identify_units`. None: no probe, or a run of an earlier fastft, and nothing is compared.
         weights, head: what `model.weights` and `model.head` hold, as `identify_weights` says it. Empty in runs of
             fastft 0.3, which are compared by file name.
     """
@@ -74,6 +76,7 @@ class Identity(Document, kw_only=True, omit_defaults=True):
     weights: str = ""
     head: str = ""
     class_ids: list[str] | None = None
+    units: str | None = None
 
     @property
     def known_classes(self) -> Classes:
@@ -97,6 +100,7 @@ class Identity(Document, kw_only=True, omit_defaults=True):
         counted = {key: value for key, value in self._flat().items() if key not in FREE_OPTIONS | BY_CONTENT}
         images = [c and [c.num_samples, c.identities, c.checksum] for c in (self.data, self.val)]
         values = [counted, self.arch, self.classes, self.class_ids, images, self.weights, self.head]
+        values += [self.units] if self.units else []
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def _flat(self) -> dict[str, Any]:
@@ -135,6 +139,8 @@ class Identity(Document, kw_only=True, omit_defaults=True):
                     yield Difference(option, f"{option}: {words}", resumable=True)
             elif not after.has_same_images(before):
                 yield Difference(option, f"{option}: {_changed_files(before, after)}")
+        if None not in (self.units, now.units) and self.units != now.units:
+            yield Difference("data.train", "data.train: its groups or identical images changed")
         try:
             by_position = bool(now.recipe.get("data", {}).get("classes_by_position"))
             refuse_other_classes(now.known_classes, self.known_classes, "data.train", by_position=by_position)
@@ -169,6 +175,7 @@ def make_identity(
     val: Content | None = None,
     weights: str = "",
     head: str = "",
+    units: str | None = None,
 ) -> Identity:
     """Return an identity, with the values that JSON gives back. Options that are automatic become "auto"."""
     options = json_value(recipe.as_dict())
@@ -177,7 +184,7 @@ def make_identity(
         options[section][key] = AUTO
     return Identity(
         recipe=options, arch=json_value(arch), classes=list(classes.labels), data=data, val=val, weights=weights, head=head,
-        class_ids=None if classes.ids is None else list(classes.ids),
+        class_ids=None if classes.ids is None else list(classes.ids), units=units,
     )  # fmt: skip
 
 

@@ -7,8 +7,11 @@ opens no data file again.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Object
@@ -18,15 +21,16 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import listed_files
 from fastft.data.classes import refuse_other_classes
 from fastft.data.selection import split_selection
+from fastft.data.units import identify_units, read_units
 from fastft.data.warnings import ACCURACY, Warned, data_warnings, describe_betons
 from fastft.model import load_arch
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import AskedRecipe, Recipe
-from fastft.recipe.constants import IMAGE_SIZE
+from fastft.recipe.constants import IMAGE_SIZE, PROBE
 from fastft.recipe.training_images import GIVE, NO_DATA, Images, is_imagenet, with_images
 from fastft.run.identity import Identity, identify_weights, make_identity
 from fastft.run.run_directory import Run, run_folder
-from fastft.run.start_weights import with_run_weights, without_foreign_head
+from fastft.run.start_weights import HEAD_INIT, with_run_weights, without_foreign_head
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,19 @@ class Inputs:
         """The validation images, if there are any, then those for selection, if there are any."""
         return [betons for betons in (self.val, self.selection) if betons is not None]
 
+    @cached_property
+    def units_N(self) -> np.ndarray:
+        """A unit per training image, int64 (N,). See `fastft.data.units.units_of`."""
+        return read_units(self.train)
+
     def identify(self, recipe: Recipe) -> Identity:
         """Return the identity of a run of this recipe, which may have automatic options, on these inputs."""
         val = None if self.val is None else self.val.content
+        probes = recipe.model.head_init == PROBE or (isinstance(recipe, AskedRecipe) and HEAD_INIT in recipe.automatic)
         return make_identity(
-            recipe, describe_arch(recipe), self.train.known_classes, self.train.content, val, self.weights, self.head
-        )
+            recipe, describe_arch(recipe), self.train.known_classes, self.train.content, val, self.weights, self.head,
+            identify_units(self.units_N) if probes else None,
+        )  # fmt: skip
 
 
 def describe_arch(recipe: Recipe) -> Object:

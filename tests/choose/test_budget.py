@@ -236,8 +236,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second for each image of 16 px, so that the real time hardly counts."""
     monkeypatch.setattr(image_size, "PROBED_SIZES", (16, 24, 40))
 
-    def slowly(tower, files, say) -> LinearProbe:
-        found = fit_probe(tower, files, say)
+    def slowly(tower, files, units, say) -> LinearProbe:
+        found = fit_probe(tower, files, units, say)
         return replace(found, seconds=found.images * (found.size / 16) ** 2)
 
     monkeypatch.setattr(choose, "fit_probe", slowly)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,7 @@ from fastft.model.arch import load_open_clip_arch
 from fastft.model.head_file import read_head
 from fastft.recipe import load_recipe
 from fastft.recipe.schema import option_fields
-from fastft.run.identity import BY_CONTENT, FREE_OPTIONS, refuse_other_run
+from fastft.run.identity import BY_CONTENT, FREE_OPTIONS, Identity, refuse_other_run
 from fastft.run.inputs import open_inputs
 from fastft.run.run_directory import read_identity
 from tests.train.runs import differing, end, flags, rewind, run
@@ -505,3 +506,35 @@ def test_a_result_that_does_not_say_what_it_is_of_is_not_reused(place, capsys):
     assert main(command("grid")) == 2
     assert "lr=1e-3 has a result, but nothing says what it was trained on. Use another --out" in capsys.readouterr().err
     assert results() == before
+
+
+def test_groups_that_change_how_a_linear_probe_is_scored_are_another_run(tiny, tmp_path):
+    """The images, and so the bytes of the .beton, are the same. Only its manifest has the groups."""
+    for i in range(16):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
+
+    def opened(groups: int | None, head_init: str = "probe") -> tuple[Identity, str]:
+        cells = ["" if groups is None else f"g{i % groups}" for i in range(16)]
+        rows = [f"{i:02}.png,{'ab'[i // 8]},{cell}" for i, cell in enumerate(cells)]
+        (tmp_path / "photos.csv").write_text("\n".join(["image,label,group", *rows]))
+        options = [
+            f"--data={tmp_path / 'photos.csv'}",
+            f"--out={tmp_path / 'train.beton'}",
+            "--workers=0",
+            "--overwrite",
+        ]
+        assert main(["convert", "folder", *options]) == 0
+        given = {"data__train": str(tmp_path / "train.beton"), "data__val": "none", "model__head_init": head_init}
+        recipe, inputs = open_inputs(load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path / "run", **given)))
+        return inputs.identify(recipe), inputs.request
+
+    (none, alone), (four, by_four), (again, repeated), (two, by_two) = (opened(n) for n in (None, 4, 4, 2))
+    assert none.data.checksum == two.data.checksum and len({alone, by_four, by_two}) == 3
+    assert repeated == by_four and not four.differences(again)
+    for before, now in ((none, four), (four, two), (two, none)):
+        with pytest.raises(UserError, match=r"another run: data\.train: its groups or identical images changed\. "):
+            refuse_other_run(before, now, Path("run"))
+    assert len({opened(n, "small")[1] for n in (None, 4)}) == 1, "without a probe nothing depends on them"
+    earlier = msgspec.structs.replace(four, units=None)  # what a run of an earlier version stored
+    refuse_other_run(earlier, two, Path("run"))
