@@ -279,6 +279,7 @@ def number_label_sets(
     if not all(map(_is_utf8, set(labels))):
         raise UserError(f"{source}: a label is not UTF-8 text. Save the table as UTF-8")
     numbers, names = number_labels(source, labels, classes, (name for table in tables for name in table.flags))
+    _refuse_missing_flags(tables, names)
     if not labels:
         raise UserError(f"{source}: no image has a label. Give each class images, or remove its column")
     if len(sets) * len(names) > MAX_SETS:
@@ -288,6 +289,19 @@ def number_label_sets(
     has = np.zeros((len(sets), len(names)), np.uint8)
     has[np.repeat(np.arange(len(sets)), list(map(len, sets))), numbers] = 1
     return has, names
+
+
+def _refuse_missing_flags(tables: Sequence[Table], names: Sequence[str]) -> None:
+    """Raise UserError if a table has columns of 0 and 1, but none for one of the classes: its images may show that class."""
+    position = labels_of(names)
+    for table in tables:
+        has = {position.get(composed(name)) for name in table.flags}
+        missing = [name for k, name in enumerate(names) if k not in has]
+        if table.flags and missing:
+            raise UserError(
+                f"{table.path}: no column of 0 and 1 for {_first_of(missing)}. Add the column, with 0 for images that do not "
+                "show this class"
+            )
 
 
 def describe_reading(tables: Sequence[Table], labels: np.ndarray) -> str:

@@ -280,3 +280,13 @@ def test_images_per_class_are_limited_by_the_rarest_label(folder: Path, tmp_path
     betons = BetonSet.open(tmp_path / "few.beton")
     assert len(betons) == 1 + len(NAMES)  # the image without labels is a class of its own
     np.testing.assert_array_equal(betons.labels, WANT[order_of(betons)])
+
+
+def test_a_table_without_a_class_column_that_others_have_is_refused(folder: Path, tmp_path: Path) -> None:
+    for name, classes in (("train-0", ("cat", "dog")), ("train-1", ("cat", "eel"))):
+        columns = {known: [1, 0] for known in classes}
+        pq.write_table(pa.table({"image": [b"x", b"y"], **columns}), tmp_path / f"{name}.parquet")
+    with refuses("train-0.parquet: no column of 0 and 1 for 'eel'. Add the column"):
+        open_source(tmp_path)
+    with refuses("csv: no column of 0 and 1 for 'cow', 'yak'. Add the column"):
+        open_source(tables(folder)["csv flags"], classes=("eel", "cow", "dog", "cat", "yak"))
