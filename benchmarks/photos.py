@@ -1,5 +1,4 @@
 """Tables for docs/measurements/photos.md, which tables.py makes from results/photo_sets.jsonl and results/photos.jsonl.
-photo_budget.jsonl has what photo_runs.py wrote for budgets under the rule of today. The others are older.
 
 Each line is a run with one seed: method, image size, epochs, CPU seconds, and `right`, which has 0 or 1 for every test
 image (with the loop's last weights, or our EMA). `probe` is the accuracy in percent of the linear probe from which our
@@ -43,12 +42,13 @@ AUGMENTED = (
     "fastft augment.policy=none augment.scale_min=1",
     "fastft augment.policy=rand-m9-mstd0.5-inc1 augment.scale_min=0.5",
 )
-# A method of photo_runs.py, which counts CPU seconds. With this budget, fastft uses about the time that the loop takes.
-BUDGET = "fastft schedule.budget=240s"
-SHORTER_BUDGET = "fastft schedule.budget=180s"
 TIMES = "90s", "180s", "360s"
-BUDGETS = tuple(f"fastft schedule.budget={time}" for time in TIMES)  # in photo_budget.jsonl
-OTHER_BUDGETS = "fastft schedule.budget=150s", SHORTER_BUDGET
+BUDGETS = tuple(
+    f"fastft schedule.budget={time}" for time in TIMES
+)  # methods of photo_runs.py, which counts CPU seconds
+BUDGET = BUDGETS[1]  # takes less time than the loops
+# the runs of budgets before today's rule was chosen, which informed it
+EARLIER_BUDGETS = "earlier budget", *(f"earlier rule, budget {time}" for time in ("150s", "180s", "240s"))
 DECIDED = 60, 300  # steps, and how many are too many, of the trainings that a budget decides about
 MULTIPLES = 0, 0.25, 0.5, 0.75, 1, 1.5, 2
 # words in the titles of photos.jsonl -> the set in photo_sets.py with images of the same source
@@ -58,8 +58,7 @@ STEPS = 1, 20, 40, 60, 85, 130, 300, 700, 4000  # limits of the rows of `gains_b
 PRECISION = "fastft ran in fp32, and the loop in bf16 where the processor has it."
 SMALL_BATCH, SMALL_SETS = 32, 6_000  # the recipe's batch size, and from how many images it is twice as large
 EARLIER_RATE = 100  # steps below which the learning rate of the runs in photos.jsonl was lower than today's
-EARLIER_BUDGET = "earlier budget"  # a budget when runs of less than 30 steps were expected to gain
-OWN = "fastft", TWENTY, LOOP_SECONDS, BUDGET, *OTHER_BUDGETS, EARLIER_BUDGET
+OWN = "fastft", TWENTY, LOOP_SECONDS, *EARLIER_BUDGETS
 # Methods of photo_runs.py that are stronger opponents, in fastft's precision. The loops have short trials and a long final:
 # two trials of 3 epochs on four fifths of the images and 21 epochs, or four trials at two sizes and 16. Either takes about 26
 # epochs of the smaller size, as the plain loop does (2 * 10 * 0.8 + 10). The head chooses between three image sizes.
@@ -83,11 +82,11 @@ def shown(gain: float, error: float) -> str:
 def headline(ours: str) -> str:
     """Make a row for every set of photo_sets.py: head, loop, fastft and its gains, with the error of a mean over sets.
 
-    ours: the method of fastft. With a budget, its cell has the image size and the epochs.
+    ours: the method of fastft.
     """
-    runs, cell = _runs(*BESIDE, ours), _figure if ours == BUDGET else _short
+    runs = _runs(*BESIDE, ours)
     rows = [
-        [_title(name, of_set), *map(_short, of_set[:-1]), cell(of_set[-1]), *(shown(*gain) for gain in _gains(*of_set))]
+        [_title(name, of_set), *map(_short, of_set), *(shown(*gain) for gain in _gains(*of_set))]
         for name, of_set in runs.items()
     ]
     rows += [[f"mean of {title}", "", "", "", *gains] for title, gains in _means(runs).items()]
@@ -155,7 +154,7 @@ def stronger_setting() -> str:
 def budgets() -> str:
     """Compare budgets under the rule of today: what more time gains, and the gain over the loop that tries two sizes."""
     rows, judged = [], []
-    for name, (short, middle, long) in _budgeted().items():
+    for name, (short, middle, long) in _runs(*BUDGETS).items():
         more, most = _gain(middle, short), _gain(long, middle)
         loop = _runs(HONEST[1]).get(name, [None])[0]
         over = None if loop is None else _gain(middle, loop)
@@ -182,7 +181,7 @@ def budgets_worst() -> str:
 def _cost_of_time(judge: bool, words: str) -> str:
     gains = {
         f"{SETS[name].title}, {after} instead of {before}": _gain(longer, shorter)
-        for name, runs in _budgeted().items() if SETS[name].judge == judge
+        for name, runs in _runs(*BUDGETS).items() if SETS[name].judge == judge
         for (before, shorter), (after, longer) in pairwise(zip(TIMES, runs, strict=True))
     }  # fmt: skip
     lost = [f"{where}: {shown(*pair)} points" for where, pair in gains.items() if pair[0] < 0]
@@ -192,18 +191,14 @@ def _cost_of_time(judge: bool, words: str) -> str:
 
 def budgets_setting() -> str:
     """Say where and when the runs of `budgets` were made, and how long they took."""
-    runs = [row for of_set in _budgeted().values() for seeds in of_set for row in seeds.values()]
+    runs = [row for of_set in _runs(*BUDGETS).values() for seeds in of_set for row in seeds.values()]
     processor, date, commit, seed = facts(runs, "processor", "date", "commit", "seed")
-    seconds = (f"{fmean(_seconds(of_set[k]) for of_set in _budgeted().values()):.0f} s" for k in range(len(BUDGETS)))
+    seconds = (
+        f"{fmean(_seconds(of_set[k]) for of_set in _runs(*BUDGETS).values()):.0f} s" for k in range(len(BUDGETS))
+    )
     return (
         f"{processor}, one thread, {date}, commit {commit}, seed {seed}. The runs took {', '.join(seconds)} on average."
     )
-
-
-def _budgeted() -> dict[str, list[Seeds]]:
-    """Return the runs with all of BUDGETS, in the order of SETS."""
-    found = _sets(*BUDGETS, file="photo_budget")
-    return {name: found[name] for name in SETS if name in found}
 
 
 def heads() -> str:

@@ -7,7 +7,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import expand_home
 from fastft.choose.automatic import resolve
 from fastft.model.recipe_model import recipe_arch
-from fastft.photos.paths import count_images
+from fastft.photos.count import count_images
 from fastft.recipe import AskedRecipe, load_recipe
 from fastft.recipe.training_images import Images
 from fastft.run.inputs import open_inputs
