@@ -140,12 +140,12 @@ def stronger_setting() -> str:
     """Say where and when the stronger opponents were measured, and how much faster fastft was there than in the other tables."""
     sets = _judges(*HONEST, LOOP_SECONDS)
     opponents = [row for seeds in chain(*(runs[:-1] for runs in sets.values())) for row in seeds.values()]
-    processor, date, commit = facts(opponents, "processor", "date", "commit")
+    processor, date, commit, seed = facts(opponents, "processor", "date", "commit", "seed")
     trials, sizes, head = (fmean(_seconds(runs[k]) for runs in sets.values()) for k in range(3))
     same_day = [runs[-1] for runs in sets.values() if {0, 1} <= runs[-1].keys()]
     faster = fmean(ours[1]["cpu"] / ours[0]["cpu"] for ours in same_day)
     return (
-        f"The opponents: {processor}, one thread, {date}, commit {commit}, seed 0. They took {trials:.0f}, {sizes:.0f} and "
+        f"The opponents: {processor}, one thread, {date}, commit {commit}, seed {seed}. They took {trials:.0f}, {sizes:.0f} and "
         f"{head:.0f} s on average. This machine was faster than the ones in the other tables: here, fastft's 26 epochs took "
         f"{faster:.2f} times as long ({len(same_day)} datasets)."
     )
@@ -198,6 +198,21 @@ def budgets_setting() -> str:
     )
     return (
         f"{processor}, one thread, {date}, commit {commit}, seed {seed}. The runs took {', '.join(seconds)} on average."
+    )
+
+
+def budgets_stopped() -> str:
+    """Say on how many sets the longest budget stopped at its probe, and where we have a better training run."""
+    stopped = {n: r[-1] for n, r in _runs(*BUDGETS).items() if not any(row["epochs"] for row in r[-1].values())}
+    better = []
+    for name, probe in stopped.items():
+        own = [row for row in lines("photo_sets") if row["set"] == name and row["epochs"] and "probe" in row]
+        best = max(own, key=_top1, default=None)
+        if best is not None and fmean(best["right"]) > _right(probe).mean():
+            better.append(f"{SETS[name].title}: {_figure(probe)} instead of {_figure({0: best})}")
+    return (
+        f"With {TIMES[-1]}, fastft stopped at a linear probe on {len(stopped)} of these datasets. "
+        f"We have a better training run on {len(better) or 'none'} of them{' (' + '; '.join(better) + ')' if better else ''}."
     )
 
 

@@ -136,6 +136,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photos-caution-sets": photos.caution_sets,
     "photos-budgets": photos.budgets,
     "photos-budgets-worst": photos.budgets_worst,
+    "photos-budgets-stopped": photos.budgets_stopped,
     "photos-budgets-setting": photos.budgets_setting,
     "photos-foreign": foreign.table,
     "photos-few-steps": photos.few_steps,
