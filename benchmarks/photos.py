@@ -155,7 +155,7 @@ def budgets() -> str:
     """Compare budgets under the rule of today: what more time gains, and the gain over the loop that tries two sizes."""
     rows, judged = [], []
     for name, (short, middle, long) in _runs(*BUDGETS).items():
-        more, most = _gain(middle, short), _gain(long, middle)
+        more, most = _gain_of_time(middle, short), _gain_of_time(long, middle)
         loop = _runs(HONEST[1]).get(name, [None])[0]
         over = None if loop is None else _gain(middle, loop)
         if SETS[name].judge and over is not None:
@@ -171,6 +171,12 @@ def budgets() -> str:
     return markdown(head, rows)
 
 
+def _gain_of_time(longer: Seeds, shorter: Seeds) -> tuple[float, float]:
+    """Compare two budgets by the seeds that both have, because a seed decides how images are divided for cross-validation."""
+    both = longer.keys() & shorter.keys()
+    return _gain({seed: longer[seed] for seed in both}, {seed: shorter[seed] for seed in both})
+
+
 def budgets_worst() -> str:
     """Say where more time cost accuracy on the sets of `budgets`: those with * and the others."""
     return " ".join(
@@ -180,7 +186,7 @@ def budgets_worst() -> str:
 
 def _cost_of_time(judge: bool, words: str) -> str:
     gains = {
-        f"{SETS[name].title}, {after} instead of {before}": _gain(longer, shorter)
+        f"{SETS[name].title}, {after} instead of {before}": _gain_of_time(longer, shorter)
         for name, runs in _runs(*BUDGETS).items() if SETS[name].judge == judge
         for (before, shorter), (after, longer) in pairwise(zip(TIMES, runs, strict=True))
     }  # fmt: skip
@@ -214,6 +220,21 @@ def budgets_stopped() -> str:
         f"With {TIMES[-1]}, fastft stopped at a linear probe on {len(stopped)} of these datasets. "
         f"We have a better training run on {len(better) or 'none'} of them{' (' + '; '.join(better) + ')' if better else ''}."
     )
+
+
+def budgets_undecided() -> str:
+    """Say where one seed stopped at its probe and the other trained, with the same budget, and what each reached."""
+    differ = []
+    for name, of_set in _runs(*BUDGETS).items():
+        for time, seeds in zip(TIMES, of_set, strict=True):
+            probes, trained = (
+                {seed: row for seed, row in seeds.items() if bool(row["epochs"]) == is_trained}
+                for is_trained in (False, True)
+            )
+            if probes and trained:
+                reached = (f"{100 * _right(runs).mean():.1f}" for runs in (probes, trained))
+                differ.append(f"{SETS[name].title}, {time}: {' and '.join(reached)}")
+    return f"The probe's accuracy and that of the trained model: {'; '.join(differ)}."
 
 
 def heads() -> str:

@@ -137,6 +137,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photos-budgets": photos.budgets,
     "photos-budgets-worst": photos.budgets_worst,
     "photos-budgets-stopped": photos.budgets_stopped,
+    "photos-budgets-undecided": photos.budgets_undecided,
     "photos-budgets-setting": photos.budgets_setting,
     "photos-foreign": foreign.table,
     "photos-few-steps": photos.few_steps,
