@@ -15,12 +15,12 @@ from fastft.recipe.check import show_value
 def render_page(template: str, **values: Any) -> str:
     """Render a page with inline style and script. It loads nothing from the network."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return _environment().get_template(template).render(version=__version__, made=now, **values)
+    return render(template, version=__version__, made=now, **values)
 
 
-def chart_style(theme: str) -> Markup:
-    """Return the charts' style sheet, for a picture outside a page. theme: "light" or "dark"."""
-    return Markup(_environment().get_template("chart.css").render(theme=theme))
+def render(template: str, **values: Any) -> Markup:
+    """Render a template, such as one for a part of a page."""
+    return Markup(_environment().get_template(template).render(**values))
 
 
 @cache
