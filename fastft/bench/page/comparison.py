@@ -1,7 +1,7 @@
 """Several benchmark results on one page, to compare machines, dates or commits measure by measure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -280,9 +280,9 @@ def _bars_of(shared: Shared, name: str) -> Iterator[Bar]:
     found = [(file, c) for file, _, case in shared.found if (c := case.contender(name))]
     for file, contender in found:
         value = spread(contender)
-        bar = Bar(name, value, len(contender.rounds), is_own=name == OURS, is_limit=contender.limit)
+        bar = Bar(name, value, len(contender.rounds), is_limit=contender.limit)
         text, text_range = _relative(spread(found[0][1]), value) if contender is not found[0][1] else ("", "")
-        yield replace(bar, ratio=text, ratio_range=text_range, file=file.number, letter=file.letter)
+        yield bar._replace(ratio=text, ratio_range=text_range, file=file.number, letter=file.letter)
 
 
 def _relative(first: Spread, value: Spread) -> tuple[str, str]:

@@ -330,7 +330,7 @@ def cores_views(result: Result, needs: Sequence[Demand]) -> list[View]:
         able = sorted(filter(is_usable, case.measured), key=lambda c: rank(measure, c))
         for recipe in dict.fromkeys(d.recipe for d in needs if able):
             of_recipe = [d for d in needs if d.recipe == recipe]
-            rows = [(d, [Bar(c.name, cores_needed(d, c), is_own=c.name == OURS) for c in able]) for d in of_recipe]
+            rows = [(d, [Bar(c.name, cores_needed(d, c)) for c in able]) for d in of_recipe]
             highest = max(bar.spread.high for _, row in rows for bar in row)
             end = axis_end(max([highest, *(d.machine_cores for d in of_recipe if d.machine_cores < NEAR * highest)]))
             busiest = max(of_recipe, key=lambda d: d.images_per_second.median)
