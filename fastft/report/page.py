@@ -1,5 +1,6 @@
 """Self-contained HTML pages from jinja2 templates, and the number formats that the templates use."""
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
 from typing import Any
@@ -50,6 +51,16 @@ def figure(value: float) -> str:
 
 def percent(share: float) -> str:
     return f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def joined(*parts: str | None) -> str:
+    """Join the parts that are not empty by commas."""
+    return ", ".join(filter(None, parts))
+
+
+def named(values: Mapping[str, object]) -> str:
+    """Format as "family 26, model 2", without the values that are None or empty."""
+    return joined(*(f"{name} {value}" for name, value in values.items() if value))
 
 
 def flags(text: str) -> Markup:

@@ -21,6 +21,7 @@ RATES = ("faster", "slower")
 # settings in words, and settings that are counted: 1 thread, 2 threads
 SETTING_WORDS = {"size": "{} px", "kB per image": "{} kB per image", "file MB": "file of {} MB"}
 COUNTED = ("threads", "images", "rounds", "samples", "files", "gpus")
+COUNTS = ("images", "rounds")
 BANDWIDTH, BANDWIDTH_LIMIT = "bandwidth_share", "at the memory's bandwidth"
 # a round's other figures: shares by key, amounts by the end of the key
 SHARES = {"mfu": "MFU", "waiting": "waiting for data"}
@@ -149,6 +150,11 @@ def extra_figures(contender: Contender) -> list[str]:
 def median_figures(contender: Contender) -> dict[str, float]:
     names = dict.fromkeys(name for r in contender.rounds for name in r.figures)
     return {name: median(r.figures[name] for r in contender.rounds if name in r.figures) for name in names}
+
+
+def whole_setting(measure: Measure, case: Case) -> Setting:
+    """Return all settings but the counts, which do not make it a different measurement."""
+    return {k: v for k, v in (measure.setting | case.setting).items() if k not in COUNTS}
 
 
 def varied(case: Case, cases: Sequence[Case]) -> Setting:

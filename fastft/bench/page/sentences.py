@@ -5,10 +5,18 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from fastft.bench.measure import figures
-from fastft.bench.page.bars import describe_ratio, describe_setting, median_figures, range_text, rank, times
+from fastft.bench.page.bars import (
+    describe_ratio,
+    describe_setting,
+    median_figures,
+    range_text,
+    rank,
+    times,
+    whole_setting,
+)
 from fastft.cost.cores import Demand
 from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
-from fastft.report.page import figure, percent
+from fastft.report.page import figure, joined, percent
 
 HEADLINES = (1, 2)  # the whole recipe, for loaders, or else for decoding and augmentation alone
 END_TO_END = "e2e.train"
@@ -26,7 +34,7 @@ def sentences(result: Result, demands: Sequence[Demand]) -> list[Markup]:
     if result.machine.gpu is not None:
         found += _end_to_end(result)
     busiest = max(demands, key=lambda d: d.images_per_second.median, default=None)
-    found += [] if busiest is None else cores_sentence(result, busiest)
+    found += [] if busiest is None else [cores_sentence(result, busiest)]
     found += [
         _compared(m, m.cases[0]) for m in result.measures if not is_headline(m) and m.cases and m.cases[0].contender()
     ]
@@ -51,7 +59,7 @@ def whole_cases(result: Result) -> list[tuple[str, Measure, Case]]:
         measures = [m for key in keys if (m := result.measure(key)) is not None]
         cases = [(m, case) for m in measures for case in m.cases if case.contender()]
         if cases:
-            return [(str((m.setting | case.setting).get("files", "images")), m, case) for m, case in cases]
+            return [(str(whole_setting(m, case).get("files", "images")), m, case) for m, case in cases]
     return []
 
 
@@ -124,25 +132,27 @@ def _ratios(cases: Sequence[tuple[str, Measure, Case]], name: str) -> list[Sprea
     return [found for measure, case, peer in peers if peer and (found := ratio(measure, case, peer))]
 
 
-def cores_sentence(result: Result, demand: Demand) -> Iterator[Markup]:
-    """Say how many cores the GPUs need.
+def cores_sentence(result: Result, demand: Demand) -> Markup:
+    """Say how many cores the GPUs need, in a result with the whole recipe.
 
     Example: 8 × H100 that train final_b16 at 12,300–19,300 images/s (modelled) need 9–14 CPU cores with fastft and
     50–78 with timm.
     """
-    for _, measure, case in whole_cases(result)[:1]:
-        rival = case.contender(USUAL) or best_of(measure, peers_of(case))
-        needed = [
-            Markup("<b>{}</b>{} with {}").format(
-                whole_range(cores_needed(demand, c)), "" if k else " CPU cores", c.name
-            )
-            for k, c in enumerate(filter(None, (case.contender(), rival)))
-            if is_usable(c)
-        ]
-        yield Markup("{} × {} that train <code>{}</code> at {} images/s ({}) need {}.").format(
-            demand.gpus, demand.gpu, demand.recipe, whole_range(demand.images_per_second),
-            "measured" if demand.measured else "modelled", listed(needed),
-        )  # fmt: skip
+    _, measure, case = whole_cases(result)[0]
+    rival = case.contender(USUAL) or best_of(measure, peers_of(case))
+    needed = [
+        Markup("<b>{}</b>{} with {}").format(whole_range(cores_needed(demand, c)), "" if k else " CPU cores", c.name)
+        for k, c in enumerate(filter(None, (case.contender(), rival)))
+        if is_usable(c)
+    ]
+    return Markup("{} × {} that train <code>{}</code> at {} need {}.").format(
+        demand.gpus, demand.gpu, demand.recipe, describe_demand(demand), listed(needed)
+    )
+
+
+def describe_demand(demand: Demand) -> str:
+    how = "measured" if demand.measured else "modelled"
+    return f"{whole_range(demand.images_per_second)} images/s ({how})"
 
 
 def is_usable(contender: Contender) -> bool:
@@ -180,7 +190,7 @@ def _end_to_end(result: Result) -> Iterator[Markup]:
 def _compared(measure: Measure, case: Case) -> Markup:
     """Write TITLE, SETTING: what fastft reaches, and how that compares with the best other contender."""
     own, best = case.contender(), best_of(measure, peers_of(case))
-    title = ", ".join(filter(None, (measure.title, describe_setting(case.setting))))
+    title = joined(measure.title, describe_setting(case.setting))
     start = Markup("{}: {}").format(title, amount(spread(own), measure.unit) if own else "")
     found = ratio(measure, case, best) if best else None
     if best is None or found is None:
