@@ -20,7 +20,7 @@ from fastft.bench.page.one import (
     machine_facts,
     render_bench,
 )  # fmt: skip
-from fastft.bench.page.sentences import USUAL, amount, is_whole, listed, multiple
+from fastft.bench.page.sentences import USUAL, amount, headline_of, listed, multiple
 from fastft.bench.page.verdicts import Paired, Verdict, verdicts
 from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
 from fastft.report.charts import Chart, render_chart
@@ -215,7 +215,7 @@ def cases_of(file: File) -> list[tuple[object, tuple[File, Measure, Case]]]:
 
 def sentences(comparison: Comparison) -> Iterator[Markup]:
     """State images per second on one core, the ratio to timm, and how many results are better or worse."""
-    whole = next((s for s in comparison.shared if is_whole(s.measure) and len(s.own()) > 1), None)
+    whole = next((s for s in comparison.shared if headline_of(s.measure) and len(s.own()) > 1), None)
     if whole is not None:
         words = str(whole_setting(*whole.found[0][1:]).get("files", "images"))
         rates = [Markup("{} on {}").format(amount(spread(own)), file.letter) for file, own in whole.own()]

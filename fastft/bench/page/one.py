@@ -24,15 +24,7 @@ from fastft.bench.page.bars import (
     split_figures,
     whole_setting,
 )  # fmt: skip
-from fastft.bench.page.sentences import (
-    cores_needed,
-    cores_sentence,
-    describe_demand,
-    is_headline,
-    is_usable,
-    sentences,
-    whole_cases,
-)
+from fastft.bench.page.sentences import cores_sentence, describe_demand, headline_of, is_usable, sentences, whole_cases
 from fastft.cost.bottleneck import LOOP_PARTS, NAMES
 from fastft.cost.cores import Demand, demands
 from fastft.machine.bench_result import OURS, Case, Measure, Result, is_disturbed, ratio, skipped_reasons, spread
@@ -188,7 +180,7 @@ def between(values: Sequence[float]) -> str:
 
 def sections(result: Result, needs: Sequence[Demand]) -> Iterator[View]:
     """Yield the chapters that have something to show."""
-    measures = sorted((m for m in result.measures if not is_repeated(m, result)), key=lambda m: not is_headline(m))
+    measures = sorted((m for m in result.measures if not is_repeated(m, result)), key=lambda m: headline_of(m) != 1)
     for chapter in CHAPTERS:
         # a measure that this version does not know is among the first
         own = [m for m in measures if (known.chapter if (known := figures().get(m.key)) else LOADING) == chapter]
@@ -299,7 +291,7 @@ def cores_views(result: Result, needs: Sequence[Demand]) -> Iterator[View]:
         able = sorted(filter(is_usable, case.measured), key=lambda c: rank(measure, c))
         for recipe in dict.fromkeys(d.recipe for d in needs if able):
             of_recipe = [d for d in needs if d.recipe == recipe]
-            rows = [(d, [Bar(c.name, cores_needed(d, c)) for c in able]) for d in of_recipe]
+            rows = [(d, [Bar(c.name, d.cores(spread(c).median)) for c in able]) for d in of_recipe]
             highest = max(bar.spread.high for _, row in rows for bar in row)
             end = axis_end(max([highest, *(d.machine_cores for d in of_recipe if d.machine_cores < NEAR * highest)]))
             busiest = max(of_recipe, key=lambda d: d.images_per_second.median)
