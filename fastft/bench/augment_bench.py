@@ -20,9 +20,9 @@ from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.bench.child import Arm, workers_seconds
 from fastft.bench.dataset import ORIGINAL, RESIZED
+from fastft.bench.decode_bench import JpegSet
 from fastft.bench.harness import Contender, Options
-from fastft.bench.jpegs import JpegSet
-from fastft.bench.loader_bench import loader_task
+from fastft.bench.loader_bench import SIZE, loader_task
 from fastft.bench.measure import CPU, CPU_RATE, LOADER, ON_GPU, SPLIT, Figure, Plan, Variant, enter, entered
 from fastft.bench.ours import training_loader
 from fastft.bench.task import AUGMENT, ERASE, PARTS, Entry, Part, Pass, Task, Work, entries, peer_module
@@ -32,7 +32,6 @@ from fastft.data.decode import now
 from fastft.machine.bench_result import Setting
 from fastft.machine.gpus import find_gpu
 
-SIZE, BATCH = 224, 64
 GPU_HEIGHT, GPU_WIDTH = 375, 500  # the median ImageNet image, decoded beforehand
 GPU_BATCH, GPU_REPEATS = 256, 20
 GPU_POLICIES = ("none", AUGMENT, "3aug", "augmix")
@@ -43,10 +42,8 @@ QUARTER = 4  # decoding at a quarter of the size reads every coefficient, but co
 def recipe(options: Options) -> Iterator[Variant]:
     """Run the recipe on one core, from bytes in memory to normalised tensors."""
     for files in (RESIZED, ORIGINAL):
-        given = {"beton": str(options.workspace.beton(files)), "folder": str(options.workspace.jpegs(files))}
-        task = Task(Work.MEMORY, given, SIZE, 4 if options.quick else min(BATCH, options.images), threads=1)
-        common = {"size": SIZE, "images": options.images}
-        yield Variant(entered(options, task, ours=__name__), {"files": files}, common)
+        task = loader_task(options, Work.MEMORY, files, repeat=1)
+        yield Variant(entered(options, task, ours=__name__), {"files": files}, {"size": SIZE, "images": options.images})
 
 
 def split(options: Options) -> Iterator[Variant]:

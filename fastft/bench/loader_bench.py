@@ -8,7 +8,6 @@ from typing import Any
 import psutil
 import torch
 
-from fastft.bench import limited
 from fastft.bench.contenders import ffcv
 from fastft.bench.dataset import ORIGINAL, RESIZED
 from fastft.bench.harness import Options
@@ -31,7 +30,7 @@ from fastft.bench.measure import (
 )  # fmt: skip
 from fastft.bench.ours import ENTRIES as OUR_ENTRIES
 from fastft.bench.task import Task, Work, peer_module
-from fastft.bench.ways import cold, first, opening, warm
+from fastft.bench.ways import cold, first, limit_refusal, limited, opening, remove_groups, warm
 from fastft.machine.bench_result import OURS, Setting
 from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
 
@@ -150,13 +149,13 @@ def order(options: Options) -> Iterator[Variant]:
         "batch": batch,
     }  # fmt: skip
     in_memory = [
-        replace(c, make=limited.limited, arguments={**c.arguments, "limit": ORDER_MEMORY})
+        replace(c, make=limited, arguments={**c.arguments, "limit": ORDER_MEMORY})
         for c in chosen[: 3 if "ffcv" in options.peers else 2]
     ]
     try:
         yield Variant(in_memory, {}, shared, options.threads)
     finally:
-        limited.remove_groups()
+        remove_groups()
 
 
 def to_gpu(options: Options) -> Iterator[Variant]:
@@ -257,7 +256,7 @@ PLANS = (
     Plan("loader.order", 90, [
         Figure("loader.order", "Bytes read per epoch", "MB", "read_mb", ORDER_ABOUT, better="lower"),
         Figure("loader.order.requests", "Disk requests per epoch", "requests", "requests", ORDER_ABOUT, better="lower"),
-    ], order, most_rounds=3, refusal=limited.refusal),
+    ], order, most_rounds=3, refusal=limit_refusal),
     Plan("loader.gpu", 120, [
         Figure("loader.gpu", "Loader to the GPU, whole recipe", WALL_RATE, WALL, ABOUT[Work.RECIPE], chapter=ON_GPU),
     ], to_gpu, needs_gpu=True),

@@ -75,7 +75,8 @@ class Entry:
 
     make(task, **options) returns the pass for a loader, and whatever the work's measure runs otherwise. reads: BETON,
     FOLDER or SHARDS. gpu: it augments on the GPU. prepare(task): writes the loader's own format before its start is
-    timed. stages(size): its transform in the parts of the recipe. limit: not a library, but what a codec allows.
+    timed. stages(size): its transform in the parts of the recipe, which does Work.MEMORY too. limit: not a library, but
+    what a codec allows.
     """
 
     name: str
@@ -139,15 +140,15 @@ def chain(functions: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return run
 
 
-def in_memory(stages: Callable[[int], Stages]) -> Callable[[Task], Pass]:
-    """Return `make` for Work.MEMORY: each image's bytes through all stages, one image after another."""
+def in_memory(task: Task, stages: Callable[[int], Stages]) -> Pass:
+    """Return the pass for Work.MEMORY: each image's bytes through all stages, one image after another."""
+    import torch
 
-    def make(task: Task) -> Pass:
-        import torch
+    torch.set_num_threads(1)
+    apply = chain(stage for _, stage in stages(task.size))
+    files = [path.read_bytes() for path in task.paths]
+    return lambda: (1 for file in files if apply(file) is not None)
 
-        torch.set_num_threads(1)
-        apply = chain(stage for _, stage in stages(task.size))
-        files = [path.read_bytes() for path in task.paths]
-        return lambda: (1 for file in files if apply(file) is not None)
 
-    return make
+def read_file(path: str) -> bytes:
+    return Path(path).read_bytes()

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import psutil
 
 from fastft.bench.child import Arm
-from fastft.bench.task import BETON, SHARDS, Entry, Pass, Task, find_entry
+from fastft.bench.task import BETON, SHARDS, Entry, Pass, Task, Work, find_entry, in_memory
 
 SAMPLE_SECONDS = 0.05  # interval between memory samples
 MADV_DONTNEED = 4  # linux/mman.h
@@ -32,6 +33,8 @@ def entered(module: str, name: str, task: dict[str, Any], options: dict[str, Any
 def build(module: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> Any:
     """Return what the entry makes: a loader's pass, or for other works its arms."""
     entry, asked = entered(module, name, task, options)
+    if entry.stages and asked.work == Work.MEMORY:
+        return in_memory(asked, entry.stages)
     return entry.make(asked, **options)
 
 
@@ -123,6 +126,25 @@ def cold(**given: Any) -> dict[str, Arm]:
     return {"pass": run}
 
 
+def limited(limit: int, **given: Any) -> dict[str, Arm]:
+    """Make whole passes over a file that is larger than the memory, and report what the disk was asked for.
+
+    limit: bytes of memory in addition to what the process holds after its first pass.
+    """
+    one_pass = build(**given)
+    sum(one_pass())  # allocates the buffers outside the groups
+    forget_pages([Path(given["task"]["files"]["beton"])])
+    blkio = join_groups(limit)
+
+    def run() -> dict[str, float]:
+        before = disk_reads(blkio)
+        count = sum(one_pass())
+        read, requests = (after - earlier for after, earlier in zip(disk_reads(blkio), before, strict=True))
+        return {"count": count, "read_mb": read / 1e6, "requests": requests}
+
+    return {"pass": run}
+
+
 # memory and the page cache --------------------------------------------------------------------------------------------
 
 
@@ -200,3 +222,49 @@ def read_bytes() -> int:
     """Return the bytes that this process and its workers have read from the disk."""
     own = psutil.Process()
     return sum(process.io_counters().read_bytes for process in (own, *own.children(recursive=True)))
+
+
+# limited memory -------------------------------------------------------------------------------------------------------
+
+# control groups of version 1, which only root may create
+GROUPS, NAME = Path("/sys/fs/cgroup"), "fastft-bench-"
+NO_LIMIT = 10**12  # bytes/s; a limit is needed because only disks with a limit are counted
+CONTROLLERS = ("memory", "blkio")
+
+
+def limit_refusal() -> str:
+    """Say why this machine cannot limit memory; empty if it can."""
+    groups = (GROUPS / "memory" / "memory.limit_in_bytes").exists() and (GROUPS / "blkio").is_dir()
+    if os.geteuid() == 0 and groups:
+        return ""
+    return "It limits memory with control groups of version 1, which only root can create."
+
+
+def join_groups(limit: int) -> Path:
+    """Move this process into new groups that limit memory and count reads, and return the second group's folder."""
+    for controller in CONTROLLERS:
+        group = GROUPS / controller / f"{NAME}{os.getpid()}"
+        group.mkdir()
+        if controller == "memory":
+            (group / "memory.limit_in_bytes").write_text(str(limit))
+        for disk in Path("/sys/block").glob("*/dev") if controller == "blkio" else ():
+            rule = f"{disk.read_text().strip()} {NO_LIMIT}"
+            (group / "blkio.throttle.read_bps_device").write_text(rule)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    return group
+
+
+def remove_groups() -> None:
+    """Remove the groups whose processes have ended."""
+    for group in (g for controller in CONTROLLERS for g in (GROUPS / controller).glob(f"{NAME}*")):
+        with suppress(OSError):  # still in use
+            group.rmdir()
+
+
+def disk_reads(blkio: Path) -> tuple[int, int]:
+    """Return the bytes and requests that the group's processes have read from disks."""
+    counts = []
+    for name in ("blkio.throttle.io_service_bytes", "blkio.throttle.io_serviced"):
+        lines = [line.split() for line in (blkio / name).read_text().splitlines()]
+        counts.append(sum(int(line[2]) for line in lines if len(line) == 3 and line[1] == "Read"))
+    return counts[0], counts[1]
