@@ -1,9 +1,9 @@
-"""Self-contained HTML pages from jinja2 templates, and the number formats that the templates use."""
+"""Self-contained HTML pages from jinja2 templates, the number formats that they use, and what compared things share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
@@ -67,3 +67,30 @@ def flags(text: str) -> Markup:
     """Mark up command-line options in a sentence as code."""
     words = [Markup("<code>{}</code>").format(w) if w.startswith("--") else escape(w) for w in text.split(" ")]
     return Markup(" ").join(words)
+
+
+# pages that compare ---------------------------------------------------------------------------------------------------
+
+COLOURS = 6  # in style.css, as file-1 to file-6
+
+
+class Fact(NamedTuple):
+    """A row in the table of what the compared things are: a name, and the value for each of them."""
+
+    name: str
+    values: list[object]
+
+    @property
+    def differs(self) -> bool:
+        return any(value != self.values[0] for value in self.values)
+
+
+def facts(columns: Sequence[Mapping[str, object]], missing: object = "–") -> list[Fact]:
+    """Return a row for each name that one of the columns has. A column is what is known about one thing."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [Fact(name, [column.get(name, missing) for column in columns]) for name in names]
+
+
+def colour(number: int) -> str:
+    """Return the CSS class of the compared thing with this number, from 0."""
+    return f"file-{1 + number % COLOURS}"

@@ -10,8 +10,7 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import PROBE
 from fastft.report.charts import Chart, Series, render_chart
-from fastft.report.compare import Fact, colour, facts
-from fastft.report.page import render_page
+from fastft.report.page import Fact, colour, facts, render_page
 from fastft.report.run_charts import EPOCHS
 from fastft.report.run_figures import used_scores
 from fastft.report.run_pairs import ImageResults, compare_image_results, read_image_results

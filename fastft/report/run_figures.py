@@ -6,7 +6,7 @@ from statistics import median
 
 from fastft.data.warnings import ACCURACY, SPEED, TRAINING, About
 from fastft.recipe.constants import PROBE
-from fastft.report.page import percent
+from fastft.report.page import joined, percent
 from fastft.run.chosen_weights import warnings_of_choice
 from fastft.run.evaluations import BALANCED_ACCURACY, MAP, SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores, best_evaluation
 from fastft.run.run_directory import Run
@@ -125,12 +125,10 @@ def _probe(run: Run) -> Iterator[Texts]:
 def _f1(run: Run) -> Iterator[Texts]:
     if not run.evaluations or (used := used_scores(run)[2]).macro_f1 is None:
         return
-    beside = {
-        MAP: "thresholds from the other half of the images",
-        TOP1: f"balanced accuracy {used.balanced_accuracy or 0.0:.2f} %",
-    }.get(score_of(run), "")
-    ece = "" if used.ece is None else f"calibration error {used.ece:.1f} %"
-    yield "macro F1", f"{used.macro_f1:.2f} %", ", ".join(filter(None, (beside, ece)))
+    balanced = f"balanced accuracy {used.balanced_accuracy or 0.0:.2f} %"
+    beside = {MAP: "thresholds from the other half of the images", TOP1: balanced}.get(score_of(run))
+    ece = None if used.ece is None else f"calibration error {used.ece:.1f} %"
+    yield "macro F1", f"{used.macro_f1:.2f} %", joined(beside, ece)
 
 
 def _expected(run: Run) -> Iterator[Texts]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.sample_table import classes_of
 from fastft.recipe.constants import EMA, PROBE, RAW
 from fastft.run.baseline import read_baseline
 from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
@@ -74,16 +75,9 @@ def read_image_results(run: Run, opened: Sequence[BetonSet] = ()) -> ImageResult
     labels = arrays["labels"]
     if names is None or len(names) != len(labels):
         return None
-    truth = _label_texts(labels, betons.class_names)
+    truth = [";".join(betons.class_names[k] for k in classes_of(row)) for row in labels]
     score = run.evaluations[-1].best_by
     return ImageResults(kind, int(arrays["epoch"]), score, list(names), contents, truth, labels, right)
-
-
-def _label_texts(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Return each image's class name, or its class names joined by ";". labels: int64 (N,), multi-label bool (N, K)."""
-    if labels.ndim == 2:
-        return [";".join(classes[k] for k in np.flatnonzero(row).tolist()) for row in labels]
-    return [classes[k] for k in labels.tolist()]
 
 
 def compare_image_results(first: ImageResults, second: ImageResults) -> Comparison | None:

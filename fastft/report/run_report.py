@@ -11,13 +11,12 @@ from pathlib import Path
 from beton_tools.base.atomic import check_output, write_text
 from beton_tools.base.console import counted, printable
 from beton_tools.base.errors import UserError, report_disk_errors
-from fastft.evaluate.file_report import FileReport, NamedClass
 from fastft.evaluate.mistakes import Mistake, RunPredictions, predict_validation, thumbnail
 from fastft.recipe import AskedRecipe, Choice, Recipe, differences, load_recipe
 from fastft.recipe.constants import AUTO
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import render_chart
-from fastft.report.page import render_page
+from fastft.report.page import joined, render_page
 from fastft.report.run_charts import accuracy_charts, reference_of, reliability_chart, speed_charts
 from fastft.report.run_figures import all_scores, headline, run_warnings, score_of, speed_tiles
 from fastft.report.run_times import profiled, run_cost, time_split
@@ -76,7 +75,10 @@ def render_run(
     base = base_recipe(run, reference_name, bool(choices))
     if not run.on_imagenet:
         reference_name, reference = None, None
-    classes = lowest_first(predictions.report) if predictions else []
+    classes = [c for c in predictions.report.classes if c.images] if predictions else []
+    classes.sort(key=lambda c: (c.f1 or 0.0, c.name))
+    m = run.machine  # as far as it is logged
+    device, cores = f"{m.world_size} x {m.device}" if m.device else "", "" if m.cores is None else f"{m.cores} cores"
     multi_label = score_of(run) == MAP
     return render_page(
         "run.html",
@@ -102,7 +104,7 @@ def render_run(
         reasons=bool(choices),
         data=list(data_files(run)),
         # speed, time and cost
-        machine=machine_line(run),
+        machine=joined(device, cores, m.precision, f"torch {m.torch}" if m.torch else ""),
         speed_figures=speed_tiles(run),
         speed=[render_chart(c) for c in speed_charts(run)],
         split=time_split(run),
@@ -120,24 +122,7 @@ def _state(run: Run) -> str:
     return f"not finished: step {step:,} of {run.total_steps:,}" if step else "nothing logged yet"
 
 
-def machine_line(run: Run) -> str:
-    """Describe the run's hardware, as far as it is logged."""
-    m = run.machine
-    words = [
-        f"{m.world_size} x {m.device}" if m.device else "",
-        "" if m.cores is None else f"{m.cores} cores",
-        m.precision,
-        f"torch {m.torch}" if m.torch else "",
-    ]
-    return ", ".join(filter(None, words))
-
-
 # classes and training images ---------------------------------------------------------------------------------------------
-
-
-def lowest_first(report: FileReport) -> list[NamedClass]:
-    """Return the classes that have images, the one with the lowest F1 first."""
-    return sorted((c for c in report.classes if c.images), key=lambda c: (c.f1 or 0.0, c.name))
 
 
 def evaluation_columns(run: Run) -> list[tuple[str, str, int]]:
@@ -171,16 +156,11 @@ def training_images(run: Run) -> TrainingImages | None:
         names, listed = files.class_names, files.read_names()
         doubts = [
             Mistake(
-                sample=d.sample,
-                truth=names[d.label],
-                truth_probability=d.label_probability,
-                predicted=names[d.predicted],
-                predicted_probability=d.predicted_probability,
-                image=thumbnail(files, d.sample),
-                file=printable(listed[d.sample]) if listed else "",
+                d.sample, names[d.label], d.label_probability, names[d.predicted], d.predicted_probability,
+                image=thumbnail(files, d.sample), file=printable(listed[d.sample]) if listed else "",
             )
             for d in found.doubts
-        ]
+        ]  # fmt: skip
     except UserError:
         return None
     return TrainingImages(found, names, doubts)

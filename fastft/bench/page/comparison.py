@@ -24,8 +24,7 @@ from fastft.bench.page.sentences import USUAL, amount, headline_of, listed, mult
 from fastft.bench.page.verdicts import Paired, Verdict, verdicts
 from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
 from fastft.report.charts import Chart, render_chart
-from fastft.report.compare import colour, facts
-from fastft.report.page import joined, render_page
+from fastft.report.page import colour, facts, joined, render_page
 
 NUMBERS = ("rounds", "ratio", "low", "high", "p_value", "rounds_needed", "below")  # of a verdict
 MOST_FILES = len(ascii_uppercase)
