@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,6 @@ def entries(module: str) -> Sequence[Entry]:
     return found
 
 
-def find_entry(module: str, name: str, work: str) -> Entry:
-    return next(entry for entry in entries(module) if entry.name == name and work in entry.work)
-
-
 def random_box(height: int, width: int) -> tuple[int, int, int, int]:
     """Draw a random resized crop as torchvision does. Returns y, x, h, w."""
     for _ in range(ATTEMPTS):
@@ -131,13 +128,13 @@ def decoding(decoder: Callable[[], Callable[[bytes], Any]]) -> Callable[[Task], 
 
 def chain(functions: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     ordered = list(functions)
+    return lambda value: reduce(lambda result, function: function(result), ordered, value)
 
-    def run(value: Any) -> Any:
-        for function in ordered:
-            value = function(value)
-        return value
 
-    return run
+def staged(decode: Callable[[bytes], Any], transforms: Iterable[Callable[[Any], Any]]) -> Stages:
+    """Return the parts of a decoder and of a list of transforms: crop, flip, ops, and then those that finish the image."""
+    crop, flip, ops, *finish = transforms
+    return (Part.DECODED, decode), (Part.RESIZE, chain([crop, flip])), (Part.OPS, ops), (Part.FINISH, chain(finish))
 
 
 def in_memory(task: Task, stages: Callable[[int], Stages]) -> Pass:

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -19,15 +19,17 @@ from typing import Any
 import psutil
 
 from fastft.bench.child import Arm
-from fastft.bench.task import BETON, SHARDS, Entry, Pass, Task, Work, find_entry, in_memory
+from fastft.bench.task import BETON, SHARDS, Entry, Pass, Task, Work, entries, in_memory
 
 SAMPLE_SECONDS = 0.05  # interval between memory samples
 MADV_DONTNEED = 4  # linux/mman.h
+MEMORY_LIMIT = 100_000_000
 PERCENTILES = {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99, "longest_ms": 100}  # of the time between batches
 
 
 def entered(module: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> tuple[Entry, Task]:
-    return find_entry(module, name, task["work"]), Task(**task)
+    asked = Task(**task)
+    return next(e for e in entries(module) if e.name == name and asked.work in e.work), asked
 
 
 def build(module: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -126,15 +128,15 @@ def cold(**given: Any) -> dict[str, Arm]:
     return {"pass": run}
 
 
-def limited(limit: int, **given: Any) -> dict[str, Arm]:
+def limited(**given: Any) -> dict[str, Arm]:
     """Make whole passes over a file that is larger than the memory, and report what the disk was asked for.
 
-    limit: bytes of memory in addition to what the process holds after its first pass.
+    The process has MEMORY_LIMIT bytes in addition to what it holds after its first pass.
     """
     one_pass = build(**given)
     sum(one_pass())  # allocates the buffers outside the groups
     forget_pages([Path(given["task"]["files"]["beton"])])
-    blkio = join_groups(limit)
+    blkio = join_groups(MEMORY_LIMIT)
 
     def run() -> dict[str, float]:
         before = disk_reads(blkio)
@@ -202,20 +204,15 @@ def own_copy(path: Path) -> Path:
 def forget_pages(paths: list[Path]) -> None:
     """Drop files from the page cache, after dropping this process's memory maps, which would keep them there."""
     libc = ctypes.CDLL(None, use_errno=True)
-    for begin, end in _mapped({str(path.resolve()) for path in paths}):
-        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
+    names = {str(path.resolve()) for path in paths}
+    for mapped in psutil.Process().memory_maps(grouped=False):
+        if mapped.path in names:
+            begin, end = (int(address, 16) for address in mapped.addr.split("-"))
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())  # because a page that is not written yet cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _mapped(names: set[str]) -> Iterator[tuple[int, int]]:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        columns = line.split(maxsplit=5)
-        if len(columns) == 6 and columns[5] in names:
-            begin, end = columns[0].split("-")
-            yield int(begin, 16), int(end, 16)
 
 
 def read_bytes() -> int:

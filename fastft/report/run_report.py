@@ -79,7 +79,9 @@ def render_run(
     classes.sort(key=lambda c: (c.f1 or 0.0, c.name))
     m = run.machine  # as far as it is logged
     device, cores = f"{m.world_size} x {m.device}" if m.device else "", "" if m.cores is None else f"{m.cores} cores"
-    multi_label = score_of(run) == MAP
+    score = score_of(run)
+    multi_label = score == MAP
+    evaluated = {name for _, _, scores in all_scores(run) for name in scores.numbers()}
     return render_page(
         "run.html",
         title=run.folder.resolve().name,
@@ -97,7 +99,8 @@ def render_run(
         # accuracy
         reference_name=reference_name,
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
-        columns=evaluation_columns(run),
+        # the score that compares epochs comes first
+        columns=[c for c in sorted(COLUMNS, key=lambda c: c[1] != score) if c[1] in evaluated],
         # recipe and data
         base=base,
         diff=[] if base is None else recipe_diff(run.recipe, base, choices),
@@ -123,12 +126,6 @@ def _state(run: Run) -> str:
 
 
 # classes and training images ---------------------------------------------------------------------------------------------
-
-
-def evaluation_columns(run: Run) -> list[tuple[str, str, int]]:
-    """Return those of COLUMNS that any evaluation has, the one that compares epochs first."""
-    found = {name for _, _, scores in all_scores(run) for name in scores.numbers()}
-    return [column for column in sorted(COLUMNS, key=lambda c: c[1] != score_of(run)) if column[1] in found]
 
 
 @dataclass(frozen=True)

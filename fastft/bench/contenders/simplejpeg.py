@@ -48,13 +48,7 @@ class Transform:
             self.erase = RandomErasing(ERASE, mode="pixel", device="cpu")
 
     def __call__(self, file: bytes) -> Any:
-        return self.finish(self.draw_ops(self.crop(self.decode(file))))
-
-    def decode(self, file: bytes) -> np.ndarray:
-        import simplejpeg
-
-        pixels: np.ndarray = simplejpeg.decode_jpeg(file, "RGB")
-        return pixels
+        return self.finish(self.draw_ops(self.crop(decode(file))))
 
     def crop(self, pixels: np.ndarray) -> np.ndarray:
         """Crop, resize and flip."""
@@ -98,14 +92,13 @@ def make(task: Task) -> Pass:
 def stages(size: int) -> Stages:
     transform = Transform(size, Work.RECIPE)
     return (
-        (Part.DECODED, transform.decode), (Part.RESIZE, transform.crop), (Part.OPS, transform.draw_ops),
+        (Part.DECODED, decode), (Part.RESIZE, transform.crop), (Part.OPS, transform.draw_ops),
         (Part.FINISH, transform.finish),
     )  # fmt: skip
 
 
-def decoder() -> Callable[[bytes], Any]:
-    decode = library("simplejpeg", "simplejpeg").decode_jpeg
-    return lambda file: decode(file, "RGB")
+def decode(file: bytes) -> Any:
+    return library("simplejpeg", "simplejpeg").decode_jpeg(file, "RGB")
 
 
 def opencv() -> Callable[[bytes], Any]:
@@ -118,6 +111,6 @@ MOSTLY = (OPENCV, "timm's RandAugment", NCHW)
 WORK = {Work.RECIPE: MOSTLY, Work.CROP: (OPENCV, NCHW), Work.EVALUATION: (OPENCV, NCHW), Work.MEMORY: MOSTLY}
 ENTRIES = (
     Entry("simplejpeg + OpenCV", "simplejpeg", make, WORK, stages=stages),
-    Entry("simplejpeg", "simplejpeg", decoding(decoder), {Work.DECODE: WHOLE}),
+    Entry("simplejpeg", "simplejpeg", decoding(lambda: decode), {Work.DECODE: WHOLE}),
     Entry("OpenCV", "opencv-python", decoding(opencv), {Work.DECODE: WHOLE}),
 )

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from io import BytesIO
 from typing import Any
 
 from fastft.bench.child import Arm
-from fastft.bench.task import AUGMENT, ERASE, WHOLE, Entry, Part, Pass, Stages, Task, Work, chain, decoding
+from fastft.bench.task import AUGMENT, ERASE, WHOLE, Entry, Pass, Stages, Task, Work, decoding, staged
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 TRIES = 20  # about 1 % of the images fail
@@ -71,10 +72,7 @@ def retried(function: Any, argument: Any) -> Any:
 def stages(size: int) -> Stages:
     """Return create_transform's own list: crop and flip, RandAugment, tensor, normalise, erase."""
     crop, flip, augment, *finish = RetryingTransform(size, Work.RECIPE).transform.transforms
-    return (
-        (Part.DECODED, decode), (Part.RESIZE, lambda image: flip(crop(image))), (Part.OPS, lambda image: retried(augment, image)),
-        (Part.FINISH, chain(finish)),
-    )  # fmt: skip
+    return staged(decode, [crop, flip, partial(retried, augment), *finish])
 
 
 def decode(file: bytes) -> Any:

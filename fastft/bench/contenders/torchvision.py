@@ -12,14 +12,13 @@ from fastft.bench.task import (
     SCALE,
     WHOLE,
     Entry,
-    Part,
     Pass,
     Stages,
     Task,
     Work,
-    chain,
     decoding,
     read_file,
+    staged,
 )  # fmt: skip
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
@@ -85,11 +84,7 @@ def torch_loader(data: Any, task: Task, shuffle: bool | None = True) -> Pass:
 
 
 def stages(size: int) -> Stages:
-    crop, flip, augment, *finish = transform(size, Work.RECIPE).transforms
-    return (
-        (Part.DECODED, decode_memory), (Part.RESIZE, lambda image: flip(crop(image))), (Part.OPS, augment),
-        (Part.FINISH, chain(finish)),
-    )  # fmt: skip
+    return staged(decode_memory, transform(size, Work.RECIPE).transforms)
 
 
 def decoder() -> Callable[[bytes], Any]:

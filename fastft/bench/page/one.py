@@ -180,26 +180,23 @@ def between(values: Sequence[float]) -> str:
 
 def sections(result: Result, needs: Sequence[Demand]) -> Iterator[View]:
     """Yield the chapters that have something to show."""
-    measures = sorted((m for m in result.measures if not is_repeated(m, result)), key=lambda m: headline_of(m) != 1)
+    # left out: the same rounds are shown per CPU second, which with one thread says the same as wall time
+    shown = [m for m in result.measures if line_axis(m) or result.measure(f"{m.key}.core") is None]
+    measures = sorted(shown, key=lambda m: headline_of(m) != 1)
     for chapter in CHAPTERS:
         # a measure that this version does not know is among the first
         own = [m for m in measures if (known.chapter if (known := figures().get(m.key)) else LOADING) == chapter]
-        shown: View = {"title": chapter, "measures": [], "charts": [], "cores": [], "notes": []}
+        view: View = {"title": chapter, "measures": [], "charts": [], "cores": [], "notes": []}
         if chapter == LINES:
-            shown |= {"charts": line_charts(result), "notes": [RANGES]}
+            view |= {"charts": line_charts(result), "notes": [RANGES]}
         elif chapter == CORES:
-            shown |= {"cores": list(cores_views(result, needs)), "notes": CORES_NOTES}
+            view |= {"cores": list(cores_views(result, needs)), "notes": CORES_NOTES}
         elif chapter == SPLIT:
-            shown["measures"] = [_view(m, stacks=stacks) for m in own if (stacks := split_figures(m))]
+            view["measures"] = [_view(m, stacks=stacks) for m in own if (stacks := split_figures(m))]
         else:
-            shown["measures"] = [*bars(own), *(step_splits(own) if chapter == TRAINING else [])]
-        if shown["measures"] or shown["charts"] or shown["cores"]:
-            yield shown
-
-
-def is_repeated(measure: Measure, result: Result) -> bool:
-    """Return True if the same rounds are shown per CPU second, which with one thread says the same as wall time."""
-    return line_axis(measure) is None and result.measure(f"{measure.key}.core") is not None
+            view["measures"] = [*bars(own), *(step_splits(own) if chapter == TRAINING else [])]
+        if view["measures"] or view["charts"] or view["cores"]:
+            yield view
 
 
 def bars(measures: Sequence[Measure]) -> Iterator[View]:
