@@ -85,10 +85,10 @@ class Fact(NamedTuple):
         return any(value != self.values[0] for value in self.values)
 
 
-def facts(columns: Sequence[Mapping[str, object]], missing: object = "–") -> list[Fact]:
+def facts(columns: Sequence[Mapping[str, object]]) -> list[Fact]:
     """Return a row for each name that one of the columns has. A column is what is known about one thing."""
     names = dict.fromkeys(name for column in columns for name in column)
-    return [Fact(name, [column.get(name, missing) for column in columns]) for name in names]
+    return [Fact(name, [column.get(name, "–") for column in columns]) for name in names]
 
 
 def colour(number: int) -> str:
