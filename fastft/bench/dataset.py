@@ -11,14 +11,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.format import (
-    DEFAULT_PAGE_SIZE,
-    SAMPLE_DTYPE,
-    Beton,
-    align_up,
-    first_page_offset,
-    write_tables,
-)  # fmt: skip
+from beton_tools.read.format import DEFAULT_PAGE_SIZE, SAMPLE_DTYPE, Beton, align_up, first_page_offset, write_tables
 from fastft.machine import bench_result
 
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"

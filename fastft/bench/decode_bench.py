@@ -130,7 +130,7 @@ def decode_all(data: np.ndarray, ends: np.ndarray, regions: np.ndarray, scratch:
 @njit(nogil=True)
 def decompress_all(
     data: np.ndarray, ends: np.ndarray, heights: np.ndarray, widths: np.ndarray, pixels: np.ndarray, handle: int
-) -> int:  # fmt: skip
+) -> int:
     """Decode every whole image with libjpeg-turbo alone, and return the number of failures."""
     failures = 0
     for k in range(len(heights)):

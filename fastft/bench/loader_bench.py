@@ -27,7 +27,7 @@ from fastft.bench.measure import (
     enter,
     enter_as,
     entered,
-)  # fmt: skip
+)
 from fastft.bench.ours import ENTRIES as OUR_ENTRIES
 from fastft.bench.task import Task, Work, peer_module
 from fastft.bench.ways import MEMORY_LIMIT, cold, first, limit_refusal, limited, opening, remove_groups, warm
@@ -162,7 +162,7 @@ def to_gpu(options: Options) -> Iterator[Variant]:
 
 def throughput(
     key: str, seconds: float, title: str, work: str, files: str, threads: Threads, *more: Figure, **shown: Any
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Measure wall throughput for each number of threads, and in the one-thread rounds throughput per CPU second."""
     core = Figure(
         f"{key}.core", f"Loader, {title}, one thread", CPU_RATE, CPU, ABOUT[work], only={"threads": 1}, **shown

@@ -42,7 +42,7 @@ from fastft.machine.bench_result import (
     spread,
     without_shares,
     write_result,
-)  # fmt: skip
+)
 from fastft.machine.usable_gpu import refuse_unusable_gpu
 from fastft.report.page import figure
 

@@ -25,7 +25,7 @@ from fastft.bench.task import (
     decoding,
     random_box,
     read_file,
-)  # fmt: skip
+)
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 OPENCV = "OpenCV's area or cubic resize"

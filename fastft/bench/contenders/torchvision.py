@@ -6,20 +6,7 @@ Its page on performance recommends uint8 tensors for resizing, and torch's DataL
 from collections.abc import Callable
 from typing import Any
 
-from fastft.bench.task import (
-    ERASE,
-    RATIO,
-    SCALE,
-    WHOLE,
-    Entry,
-    Pass,
-    Stages,
-    Task,
-    Work,
-    decoding,
-    read_file,
-    staged,
-)  # fmt: skip
+from fastft.bench.task import ERASE, RATIO, SCALE, WHOLE, Entry, Pass, Stages, Task, Work, decoding, read_file, staged
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 OTHER = "other RandAugment: one magnitude, bilinear"

@@ -19,7 +19,7 @@ from fastft.bench.page.one import (
     line_over,
     machine_facts,
     render_bench,
-)  # fmt: skip
+)
 from fastft.bench.page.sentences import USUAL, amount, headline_of, listed, multiple
 from fastft.bench.page.verdicts import Paired, Verdict, verdicts
 from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread

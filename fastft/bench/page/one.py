@@ -23,7 +23,7 @@ from fastft.bench.page.bars import (
     rank,
     split_figures,
     whole_setting,
-)  # fmt: skip
+)
 from fastft.bench.page.sentences import cores_sentence, describe_demand, headline_of, is_usable, sentences, whole_cases
 from fastft.cost.bottleneck import LOOP_PARTS, NAMES
 from fastft.cost.cores import Demand, demands
