@@ -142,12 +142,10 @@ def _canvas(chart: Chart, series: Sequence[Series], kind: str, size: tuple[int, 
     xs = [x for s in series for x in s.x]
     ranges = chart.x_range or _span(xs), _y_range(chart, series)
     digits = max((len(label) for _, label in Canvas(kind, *size, *ranges).y_labels), default=0)
-    left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits)
-    if not chart.labels_at_ends:
-        return Canvas(kind, *size, *ranges, left=left)
-    width, height = size
-    right = math.ceil(LEADER + LETTER_WIDTH * max(len(s.name) for s in series))
-    height = max(height, Canvas.top + Canvas.bottom + LABEL_HEIGHT * len(series))
+    left, right, (width, height) = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits), Canvas.right, size
+    if chart.labels_at_ends:
+        right = math.ceil(LEADER + LETTER_WIDTH * max(len(s.name) for s in series))
+        height = max(height, Canvas.top + Canvas.bottom + LABEL_HEIGHT * len(series))
     return Canvas(kind, width, height, *ranges, left=left, right=right)
 
 
@@ -209,11 +207,9 @@ def _thinned(s: Series) -> Series:
     size = -(-len(s.x) // MAX_POINTS)
     if size <= 1:
         return s
-    return Series(s.name, s.style, _means(s.x, size), _means(s.y, size))
-
-
-def _means(values: Sequence[float], size: int) -> list[float]:
-    return [sum(part) / len(part) for k in range(0, len(values), size) if (part := values[k : k + size])]
+    groups = [slice(k, k + size) for k in range(0, len(s.x), size)]
+    x, y = ([sum(values[group]) / len(values[group]) for group in groups] for values in (s.x, s.y))
+    return Series(s.name, s.style, x, y)
 
 
 def _ends(series: Sequence[Series], c: Canvas) -> list[tuple[Series, float, float, float]]:

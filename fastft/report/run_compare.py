@@ -141,12 +141,8 @@ def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
 
 def _minutes(run: Run, step: float) -> float:
     """Return the minutes spent on training steps up to a step, without evaluations and start."""
-    seconds = 0.0
-    for interval, own in zip(run.intervals, training_seconds(run), strict=True):
-        if interval.step > step:
-            break
-        seconds += own
-    return seconds / 60
+    seconds = zip(run.intervals, training_seconds(run), strict=True)
+    return sum(own for interval, own in seconds if interval.step <= step) / 60
 
 
 def write_comparison(runs: Sequence[ComparedRun], out: Path, price: float | None = None) -> Path:

@@ -183,10 +183,9 @@ def label_files(results: Sequence[Result]) -> list[File]:
     described = [
         (r.machine.cpu, f"{r.machine.cores} cores", describe_gpus(r), describe_version(r), r.date[:10]) for r in results
     ]
-    differing = [k for k, column in enumerate(zip(*described, strict=True)) if len(set(column)) > 1]
-    shown = differing or [0, 3, 4]
+    differing = [k for k, column in enumerate(zip(*described, strict=True)) if len(set(column)) > 1] or [0, 3, 4]
     return [
-        File(ascii_uppercase[k], k + 1, ", ".join(row[column] for column in shown), result)
+        File(ascii_uppercase[k], k + 1, ", ".join(row[column] for column in differing), result)
         for k, (row, result) in enumerate(zip(described, results, strict=True))
     ]
 

@@ -20,6 +20,7 @@ from fastft.bench.page.bars import (
     axis_end,
     describe_setting,
     measure_figures,
+    range_text,
     rank,
     split_figures,
     whole_setting,
@@ -172,7 +173,7 @@ def describe_busy(result: Result) -> str:
 def between(values: Sequence[float]) -> str:
     """Format the lowest and highest load."""
     low, high = f"{min(values):.1f}", f"{max(values):.1f}"
-    return low if low == high else f"{low}–{high}"
+    return range_text(low, high) or low
 
 
 # chapters -------------------------------------------------------------------------------------------------------------
