@@ -20,7 +20,7 @@ from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.bench.child import Arm, workers_seconds
 from fastft.bench.dataset import ORIGINAL, RESIZED
-from fastft.bench.decode_bench import JpegSet
+from fastft.bench.decode_bench import UNDECODED, JpegSet
 from fastft.bench.harness import Contender, Options
 from fastft.bench.loader_bench import SIZE, loader_task
 from fastft.bench.measure import CPU, CPU_RATE, LOADER, ON_GPU, SPLIT, Figure, Plan, Variant, enter, entered
@@ -108,8 +108,7 @@ class OurRecipe:
         regions, jpegs = source_regions(plan, SIZE), self.jpegs
         ways = ((plan, self.augment.finish, self.out), *simpler)
         spent = np.zeros(len(ways), np.int64)
-        if decode_and_augment(jpegs.data, jpegs.ends, regions, ways, *self.memory, self.handle, spent):
-            raise RuntimeError("an image could not be decoded, so the results would mean nothing")
+        decode_and_augment(jpegs.data, jpegs.ends, regions, ways, *self.memory, self.handle, spent)
         return spent / 1e9
 
 
@@ -117,31 +116,30 @@ class OurRecipe:
 def decode_and_augment(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, ways: Any, decode_scratch: np.ndarray,
     augment_scratch: np.ndarray, handle: int, spent: np.ndarray,
-) -> int:  # fmt: skip
-    """Decode every image and augment it in each of the ways (plan, finish, out), and return the number of failures.
+) -> None:  # fmt: skip
+    """Decode every image and augment it in each of the ways (plan, finish, out).
 
     spent: (ways,) int64, nanoseconds for augmentation.
     """
-    failures, timespec = 0, np.empty(2, np.int64)
+    timespec = np.empty(2, np.int64)
     for k in range(len(regions)):
         jpeg = data[ends[k] : ends[k + 1]]
         head = scan_header(jpeg)
-        y, x, h, w = np.int64(regions[k, 0]), np.int64(regions[k, 1]), np.int64(regions[k, 2]), np.int64(regions[k, 3])
         if head.code != OK:
-            failures += 1
-            continue
+            raise RuntimeError(UNDECODED)
+        y, x, h, w = np.int64(regions[k, 0]), np.int64(regions[k, 1]), np.int64(regions[k, 2]), np.int64(regions[k, 3])
         code, at, stride = find_region(jpeg, head, y, x, h, w, decode_scratch, handle)
-        if code != OK:
-            failures += 1
-            continue
         pixels = decode_scratch[at:]
         for way in range(len(ways)):
             plan, finish, out = ways[way]
             begun = now(CPU_CLOCK, timespec)
             target = out[k % len(out)]
-            failures += augment_image(pixels, stride, (y, x, h, w), plan[k], finish, augment_scratch, target) != OK
+            if (
+                code != OK
+                or augment_image(pixels, stride, (y, x, h, w), plan[k], finish, augment_scratch, target) != OK
+            ):
+                raise RuntimeError(UNDECODED)
             spent[way] += now(CPU_CLOCK, timespec) - begun
-    return failures
 
 
 def our_recipe(task: Task) -> Pass:
@@ -252,7 +250,7 @@ def entropy_share(files: Sequence[bytes]) -> float:
         for source, (height, width) in zip(sources, sizes, strict=True):
             shape = -(-height // scale), -(-width // scale)
             if turbo.decompress(handle, source.ctypes.data, source.size, pixels.ctypes.data, *shape) != OK:
-                raise RuntimeError("an image could not be decoded, so the share would mean nothing")
+                raise RuntimeError(UNDECODED)
         fastest[scale] = min(fastest.get(scale, np.inf), time.process_time() - began)
     return float(min(1.0, fastest[QUARTER] / fastest[1]))
 
