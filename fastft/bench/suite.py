@@ -79,6 +79,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
         if args.add:
             path = args.add
             result = extended(read_result(path), result) if path.exists() else result
+        page = path.with_suffix(".html")
         new = [plan.key for plan in plans if result.measure(plan.key) is None]
         result.missing = list(dict.fromkeys([*result.missing, *new]))
         progress = Progress(console, plans, options, result, watch, path)
@@ -88,12 +89,9 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
                     print_measures(list(group), console)
         except BaseException:  # Ctrl-C, or fastft's own contender failed
             if result.measures:
-                write_bench_page([result], path.with_suffix(".html"))
-                console.print(
-                    printable(f"{path.with_suffix('.html')} has what was measured. {describe_missing(result, path)}")
-                )
+                write_bench_page([result], page)
+                console.print(printable(f"{page} has what was measured. {describe_missing(result, path)}"))
             raise
-    page = path.with_suffix(".html")
     write_bench_page([result], page)
     for written in (path, page):
         console.print(printable(str(written)), highlight=False, soft_wrap=True)
