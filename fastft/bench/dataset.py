@@ -108,8 +108,6 @@ class Workspace:
             times = max(1, round(num_bytes / sum(file.stat().st_size for file in files)))
             links = ((f"{file.parent.name}/{copy:03}-{file.name}", file) for file in files for copy in range(times))
             self._convert(self._linked("repeated", links), path, page_size=page_size, shuffle_seed=0)
-            with path.open("rb") as written:
-                os.fsync(written.fileno())  # pages that are not on the disk yet cannot leave the page cache
         return path
 
     def long(self, samples: int, parts: int = 1) -> str:

@@ -121,9 +121,18 @@ def planned(name: str, here: bool = True) -> list[Plan]:
 
 def new_result(images: bench_result.Images, quick: bool, watch: Watch) -> Result:
     name, changed = commit()
+    notes = [
+        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: unchanged.",
+        "The images are in the page cache unless a measure says otherwise.",
+        "Each contender has its own process on the same cores. Rounds alternate between contenders in an order that is "
+        "drawn anew for each, and the first is not counted.",
+        "Images per CPU second count the CPU time of all threads and workers.",
+    ]
+    if quick:
+        notes.append("This was a quick run. Its results mean nothing.")
     return Result(
         format=FORMAT, fastft=__version__, commit=name, changed=changed, quick=quick, machine=describe_machine(),
-        images=images, sessions=[watch.session()], measures=[], notes=_notes(quick),
+        images=images, sessions=[watch.session()], measures=[], notes=notes,
     )  # fmt: skip
 
 
@@ -165,17 +174,6 @@ def _command(name: str, args: argparse.Namespace, folder: Path | None, seed: int
     }  # fmt: skip
     words = [w for flag, value in given.items() if value is not None for w in (flag, str(value))]
     return shlex.join(["fastft", "bench", name, *words, *(["--quick"] if args.quick else [])])
-
-
-def _notes(quick: bool) -> list[str]:
-    notes = [
-        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: unchanged.",
-        "The images are in the page cache unless a measure says otherwise.",
-        "Each contender has its own process on the same cores. Rounds alternate between contenders in an order that is "
-        "drawn anew for each, and the first is not counted.",
-        "Images per CPU second count the CPU time of all threads and workers.",
-    ]
-    return [*notes, "This was a quick run. Its results mean nothing."] if quick else notes
 
 
 @dataclass

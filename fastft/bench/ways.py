@@ -109,7 +109,9 @@ def cold(**given: Any) -> dict[str, Arm]:
     """
     entry, asked = entered(**given)
     if entry.reads == BETON:
-        paths = [own_copy(Path(asked.files["beton"]))]
+        beton = Path(asked.files["beton"])
+        paths = [beton.with_name(f"{beton.stem}-{os.getpid()}.beton")]
+        shutil.copyfile(beton, paths[0])
         asked = replace(asked, files={**asked.files, "beton": str(paths[0])})
     elif entry.reads == SHARDS:
         folder, _, stem = asked.files["shards"].partition("{")[0].rpartition("/")
@@ -190,15 +192,6 @@ def used_mb() -> float:
             continue
         kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
     return kilobytes * 1024 / 1e6
-
-
-def own_copy(path: Path) -> Path:
-    """Return a copy of the file, flushed to the disk."""
-    copy = path.with_name(f"{path.stem}-{os.getpid()}.beton")
-    shutil.copyfile(path, copy)
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
-    return copy
 
 
 def forget_pages(paths: list[Path]) -> None:

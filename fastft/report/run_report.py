@@ -4,7 +4,7 @@
 run_charts.py, time and cost in run_times.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,11 @@ def render_run(
         base=base,
         diff=[] if base is None else recipe_diff(run.recipe, base, choices),
         reasons=bool(choices),
-        data=list(data_files(run)),
+        data=[
+            (role, path, part, None if manifest is None else manifest.summary())
+            for role, option in (("training", "data.train"), ("validation", "data.val"))
+            for path, part, manifest in used_files(run.recipe, option, run.identity, run.folder)
+        ],
         # speed, time and cost
         machine=joined(device, cores, m.precision, f"torch {m.torch}" if m.torch else ""),
         speed_figures=speed_tiles(run),
@@ -188,10 +192,3 @@ def recipe_diff(
         for key, theirs in base.flat().items()
         if (key in differing or key in choices) and key not in NOT_COMPARED
     ]
-
-
-def data_files(run: Run) -> Iterator[tuple[str, str, str, Mapping[str, object] | None]]:
-    """Yield (role, path, part that is used, manifest's summary or None) for the files of the training and evaluations."""
-    for role, option in (("training", "data.train"), ("validation", "data.val")):
-        for path, part, manifest in used_files(run.recipe, option, run.identity, run.folder):
-            yield role, path, part, None if manifest is None else manifest.summary()

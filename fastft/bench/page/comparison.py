@@ -122,7 +122,11 @@ def compare(results: Sequence[Result], threshold: float | None = None) -> Compar
     if len(results) > MOST_FILES:
         raise UserError(f"{len(results)} results are too many to compare. Give {MOST_FILES} at most")
     files = label_files(results)
-    shared = shared_cases(files)
+    found: dict[object, list[tuple[File, Measure, Case]]] = {}  # in the order of the first file that has each case
+    for identity, one in (pair for file in files for pair in cases_of(file)):
+        if one[2].measured:
+            found.setdefault(identity, []).append(one)
+    shared = [Shared(cases) for cases in found.values() if len({file.number for file, _, _ in cases}) > 1]
     if not shared:
         raise UserError("the results have no measure in common. Compare results from the same benchmark and settings")
     return Comparison(files, shared, changes_of([s for s in shared if s.own()], files, threshold))
@@ -188,15 +192,6 @@ def label_files(results: Sequence[Result]) -> list[File]:
         File(ascii_uppercase[k], k + 1, ", ".join(row[column] for column in differing), result)
         for k, (row, result) in enumerate(zip(described, results, strict=True))
     ]
-
-
-def shared_cases(files: Sequence[File]) -> list[Shared]:
-    """List the shared cases in the order of the first file that has each of them."""
-    found: dict[object, list[tuple[File, Measure, Case]]] = {}
-    for identity, one in (pair for file in files for pair in cases_of(file)):
-        if one[2].measured:
-            found.setdefault(identity, []).append(one)
-    return [Shared(cases) for cases in found.values() if len({file.number for file, _, _ in cases}) > 1]
 
 
 def cases_of(file: File) -> list[tuple[object, tuple[File, Measure, Case]]]:

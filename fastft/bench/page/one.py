@@ -55,17 +55,21 @@ View = dict[str, Any]
 
 def render_bench(result: Result) -> str:
     """Return the page for one result as HTML."""
-    needs = demands(result) if whole_cases(result) else []
+    needs, machine = demands(result) if whole_cases(result) else [], result.machine
+    cores = f"{machine.cores} core{'s' * (machine.cores != 1)} of {machine.cpu}"
+    hardware = [cores, *([describe_gpus(result)] if machine.gpu else [])]
+    every = [(m, case, c) for m in result.measures for case in m.cases for c in case.measured]
     return render_page(
         "bench.html",
         title="Throughput benchmark",
-        subtitle=" · ".join(describe_result(result)),
+        subtitle=" · ".join([*hardware, describe_version(result), result.date[:10]]),
         quick=result.quick,
         missing=describe_missing(result),
         busy=describe_busy(result),
         sentences=sentences(result, needs),
         sections=list(sections(result, needs)),
-        rows=list(table_rows(result)),
+        # the table with all results: how many times better fastft is, in each row
+        rows=[(m, describe_setting(whole_setting(m, case)), c, ratio(m, case, c)) for m, case, c in every],
         spread=spread,
         notes=result.notes,
         commands=list(dict.fromkeys(session.command for session in result.sessions)),
@@ -75,13 +79,6 @@ def render_bench(result: Result) -> str:
 
 
 # what was measured where ----------------------------------------------------------------------------------------------
-
-
-def describe_result(result: Result) -> list[str]:
-    """Describe machine, version and date in a few words each."""
-    m = result.machine
-    hardware = [f"{m.cores} core{'s' * (m.cores != 1)} of {m.cpu}", *([describe_gpus(result)] if m.gpu else [])]
-    return [*hardware, describe_version(result), result.date[:10]]
 
 
 def describe_gpus(result: Result) -> str:
@@ -301,12 +298,3 @@ def cores_views(result: Result, needs: Sequence[Demand]) -> Iterator[View]:
                 for d, row in rows
             ]  # fmt: skip
             yield {"recipe": recipe, "sentence": cores_sentence(result, busiest), "figures": drawn}
-
-
-def table_rows(result: Result) -> Iterator[View]:
-    """Return the rows in the table with all results. ratio: how many times better fastft is."""
-    for measure in result.measures:
-        for case in measure.cases:
-            setting = describe_setting(whole_setting(measure, case))
-            for c in case.measured:
-                yield {"measure": measure, "setting": setting, "contender": c, "ratio": ratio(measure, case, c)}
