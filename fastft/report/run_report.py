@@ -103,7 +103,7 @@ def render_run(
         columns=[c for c in sorted(COLUMNS, key=lambda c: c[1] != score) if c[1] in evaluated],
         # recipe and data
         base=base,
-        diff=[] if base is None else recipe_diff(run.recipe, base, choices),
+        diff=recipe_diff(run.recipe, base, choices),
         reasons=bool(choices),
         data=[
             (role, path, part, None if manifest is None else manifest.summary())
@@ -170,16 +170,12 @@ def training_images(run: Run) -> TrainingImages | None:
 # recipe and data ---------------------------------------------------------------------------------------------------------
 
 
-def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> AskedRecipe | None:
-    """Return the recipe to compare with. On images other than ImageNet it is the run's own as shipped, or `photos`.
-
-    Returns None if the recipes are not available.
-    """
+def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> AskedRecipe:
+    """Return the recipe to compare with. On images other than ImageNet it is the run's own as shipped, or `photos`."""
     own = RECIPES / f"{run.recipe.name}.yaml"
     if run.on_imagenet or not (own.is_file() or is_automatic):
         own = RECIPES / f"{paper_name or 'final_b16'}.yaml"
-    default = own if own.is_file() else RECIPES / "photos.yaml"
-    return load_recipe(default) if default.is_file() else None
+    return load_recipe(own if own.is_file() else RECIPES / "photos.yaml")
 
 
 def recipe_diff(

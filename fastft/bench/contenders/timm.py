@@ -32,17 +32,15 @@ def batches(
     """Return timm's loader, which yields (images, labels)."""
     import timm.data
 
-    class RetryingDataset(timm.data.ImageDataset):
-        def __getitem__(self, index: int) -> tuple:
-            return retried(super().__getitem__, index)
-
-    dataset = RetryingDataset(folder)
+    dataset = timm.data.ImageDataset(folder)
     dataset.reader.samples = dataset.reader.samples * repeat
-    return timm.data.create_loader(
+    loader = timm.data.create_loader(
         dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
         interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
         auto_augment=TIMM_NAMES.get(policy, policy), re_prob=erase, re_mode="pixel",
     )  # fmt: skip
+    dataset.transform = partial(retried, dataset.transform)
+    return loader
 
 
 class RetryingTransform:
