@@ -96,6 +96,7 @@ def machine_facts(result: Result) -> dict[str, str]:
     before, after = (between([s.load_before for s in sessions]), between([s.load_after for s in sessions]))
     dates = sorted(s.date[:16].replace("T", " ") for s in sessions)
     last = dates[-1].removeprefix(f"{dates[0][:10]} ")
+    times = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {last}"
     foreign = [measure.foreign for measure in result.measures if measure.foreign is not None]
     betons = [(digest, f".beton of {name}") for s in sessions for name, digest in s.betons.items()]
     digests = [f"{digest[:16]}… ({what})" for digest, what in [(result.images.sha256, "images"), *betons] if digest]
@@ -118,8 +119,7 @@ def machine_facts(result: Result) -> dict[str, str]:
         "other load": f"{between(foreign)} cores kept busy by other programs, by measure" if foreign else "",
         "steal": f"at most {percent(max(s.steal for s in sessions))} of CPU time went to other guests of the host",
         "version": describe_version(result),
-        "measured": f"{dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {last}'} UTC, "
-        f"{format_duration(sum(s.seconds for s in sessions))}",
+        "measured": f"{times} UTC, {format_duration(sum(s.seconds for s in sessions))}",
         "images": f"{result.images.what}, {result.images.mean_kb:.0f} kB each",
         "SHA-256": ", ".join(dict.fromkeys(digests)),
         "Python": m.python,
