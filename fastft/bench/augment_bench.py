@@ -129,15 +129,13 @@ def decode_and_augment(
             raise RuntimeError(UNDECODED)
         y, x, h, w = np.int64(regions[k, 0]), np.int64(regions[k, 1]), np.int64(regions[k, 2]), np.int64(regions[k, 3])
         code, at, stride = find_region(jpeg, head, y, x, h, w, decode_scratch, handle)
+        if code != OK:
+            raise RuntimeError(UNDECODED)
         pixels = decode_scratch[at:]
         for way in range(len(ways)):
             plan, finish, out = ways[way]
             begun = now(CPU_CLOCK, timespec)
-            target = out[k % len(out)]
-            if (
-                code != OK
-                or augment_image(pixels, stride, (y, x, h, w), plan[k], finish, augment_scratch, target) != OK
-            ):
+            if augment_image(pixels, stride, (y, x, h, w), plan[k], finish, augment_scratch, out[k % len(out)]) != OK:
                 raise RuntimeError(UNDECODED)
             spent[way] += now(CPU_CLOCK, timespec) - begun
 
@@ -164,8 +162,7 @@ def our_split(**given: Any) -> dict[str, Arm]:
     """
     _, asked = entry_and_task(**given)
     loader, ours, epochs = training_loader(asked), OurRecipe(asked.files["beton"]), itertools.count()
-    jpegs = ours.jpegs
-    entropy = entropy_share([jpegs.data[jpegs.ends[k] : jpegs.ends[k + 1]].tobytes() for k in range(len(jpegs))])
+    entropy = entropy_share([path.read_bytes() for path in asked.paths])
 
     def run() -> dict[str, float]:
         epoch = next(epochs)
@@ -175,12 +172,8 @@ def our_split(**given: Any) -> dict[str, Arm]:
         total = time.process_time() - began
         spent, parts = loader.pop_timings(), _augment_parts(ours, epoch)
         scale = spent["augment"] / sum(parts.values())
-        seconds = {
-            Part.READ: spent["read"],
-            Part.DECODED: spent["decode"],
-            **{part: scale * s for part, s in parts.items()},
-        }
-        return as_split(seconds, total, count, entropy)
+        seconds = {Part.READ: spent["read"], Part.DECODED: spent["decode"]}
+        return as_split(seconds | {part: scale * s for part, s in parts.items()}, total, count, entropy)
 
     return {"pass": run}
 
