@@ -137,13 +137,13 @@ def describe_missing(result: Result, path: Path = Path("FILE.json")) -> str:
     """
     if not result.missing:
         return ""
-    count, first, named = len(result.missing), result.missing[0], []
+    count, first, keys = len(result.missing), result.missing[0], []
     for key in result.missing:
         measured = "; ".join(describe_setting(case.setting) for case in m.cases) if (m := result.measure(key)) else ""
-        named.append(f"{key} (except {measured})" if measured else key)
+        keys.append(f"{key} (except {measured})" if measured else key)
     return (
         f"The run ended early, so {count} measure{'s' * (count != 1)} {'is' if count == 1 else 'are'} missing: "
-        f"{', '.join(named)}. To add one: fastft bench {first} --add {path}, with the same images and options."
+        f"{', '.join(keys)}. To add one: fastft bench {first} --add {path}, with the same images and options."
     )
 
 
