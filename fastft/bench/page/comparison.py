@@ -222,7 +222,7 @@ def sentences(comparison: Comparison) -> Iterator[Markup]:
         ]
         if ratios:
             yield Markup("That is {} the throughput of {}.").format(listed(ratios), USUAL)
-    yield Markup("{}").format(counted(comparison))
+    yield counted(comparison)
 
 
 def counted(comparison: Comparison) -> Markup:
