@@ -56,7 +56,7 @@ class RetryingTransform:
         )  # fmt: skip
 
     def __call__(self, image: Any, *_: Any) -> Any:
-        return retried(self.transform, decode(image) if isinstance(image, bytes) else image)
+        return retried(self.transform, decode(image) if isinstance(image, bytes | memoryview) else image)
 
 
 def retried(function: Any, argument: Any) -> Any:
