@@ -73,7 +73,7 @@ def stages(size: int) -> Stages:
     return staged(decode, [crop, flip, partial(retried, augment), *finish])
 
 
-def decode(file: bytes) -> Any:
+def decode(file: bytes | memoryview) -> Any:
     from PIL import Image
 
     return Image.open(BytesIO(file)).convert("RGB")
