@@ -20,9 +20,9 @@ from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import source_regions
 from fastft.bench.child import Arm, workers_seconds
 from fastft.bench.dataset import ORIGINAL, RESIZED
+from fastft.bench.decode_bench import UNDECODED, JpegSet
 from fastft.bench.harness import Contender, Options
-from fastft.bench.jpegs import JpegSet
-from fastft.bench.loader_bench import loader_task
+from fastft.bench.loader_bench import SIZE, loader_task
 from fastft.bench.measure import CPU, CPU_RATE, LOADER, ON_GPU, SPLIT, Figure, Plan, Variant, enter, entered
 from fastft.bench.ours import training_loader
 from fastft.bench.task import AUGMENT, ERASE, PARTS, Entry, Part, Pass, Task, Work, entries, peer_module
@@ -32,7 +32,6 @@ from fastft.data.decode import now
 from fastft.machine.bench_result import Setting
 from fastft.machine.gpus import find_gpu
 
-SIZE, BATCH = 224, 64
 GPU_HEIGHT, GPU_WIDTH = 375, 500  # the median ImageNet image, decoded beforehand
 GPU_BATCH, GPU_REPEATS = 256, 20
 GPU_POLICIES = ("none", AUGMENT, "3aug", "augmix")
@@ -43,10 +42,8 @@ QUARTER = 4  # decoding at a quarter of the size reads every coefficient, but co
 def recipe(options: Options) -> Iterator[Variant]:
     """Run the recipe on one core, from bytes in memory to normalised tensors."""
     for files in (RESIZED, ORIGINAL):
-        given = {"beton": str(options.workspace.beton(files)), "folder": str(options.workspace.jpegs(files))}
-        task = Task(Work.MEMORY, given, SIZE, 4 if options.quick else min(BATCH, options.images), threads=1)
-        common = {"size": SIZE, "images": options.images}
-        yield Variant(entered(options, task, ours=__name__), {"files": files}, common)
+        task = loader_task(options, Work.MEMORY, files, repeat=1)
+        yield Variant(entered(options, task, ours=__name__), {"files": files}, {"size": SIZE, "images": options.images})
 
 
 def split(options: Options) -> Iterator[Variant]:
@@ -111,8 +108,7 @@ class OurRecipe:
         regions, jpegs = source_regions(plan, SIZE), self.jpegs
         ways = ((plan, self.augment.finish, self.out), *simpler)
         spent = np.zeros(len(ways), np.int64)
-        if decode_and_augment(jpegs.data, jpegs.ends, regions, ways, *self.memory, self.handle, spent):
-            raise RuntimeError("an image could not be decoded, so the results would mean nothing")
+        decode_and_augment(jpegs.data, jpegs.ends, regions, ways, *self.memory, self.handle, spent)
         return spent / 1e9
 
 
@@ -120,31 +116,28 @@ class OurRecipe:
 def decode_and_augment(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, ways: Any, decode_scratch: np.ndarray,
     augment_scratch: np.ndarray, handle: int, spent: np.ndarray,
-) -> int:  # fmt: skip
-    """Decode every image and augment it in each of the ways (plan, finish, out), and return the number of failures.
+) -> None:  # fmt: skip
+    """Decode every image and augment it in each of the ways (plan, finish, out).
 
     spent: (ways,) int64, nanoseconds for augmentation.
     """
-    failures, timespec = 0, np.empty(2, np.int64)
+    timespec = np.empty(2, np.int64)
     for k in range(len(regions)):
         jpeg = data[ends[k] : ends[k + 1]]
         head = scan_header(jpeg)
-        y, x, h, w = np.int64(regions[k, 0]), np.int64(regions[k, 1]), np.int64(regions[k, 2]), np.int64(regions[k, 3])
         if head.code != OK:
-            failures += 1
-            continue
+            raise RuntimeError(UNDECODED)
+        y, x, h, w = np.int64(regions[k, 0]), np.int64(regions[k, 1]), np.int64(regions[k, 2]), np.int64(regions[k, 3])
         code, at, stride = find_region(jpeg, head, y, x, h, w, decode_scratch, handle)
         if code != OK:
-            failures += 1
-            continue
+            raise RuntimeError(UNDECODED)
         pixels = decode_scratch[at:]
         for way in range(len(ways)):
             plan, finish, out = ways[way]
             begun = now(CPU_CLOCK, timespec)
-            target = out[k % len(out)]
-            failures += augment_image(pixels, stride, (y, x, h, w), plan[k], finish, augment_scratch, target) != OK
+            if augment_image(pixels, stride, (y, x, h, w), plan[k], finish, augment_scratch, out[k % len(out)]) != OK:
+                raise RuntimeError(UNDECODED)
             spent[way] += now(CPU_CLOCK, timespec) - begun
-    return failures
 
 
 def our_recipe(task: Task) -> Pass:
@@ -169,8 +162,7 @@ def our_split(**given: Any) -> dict[str, Arm]:
     """
     _, asked = entry_and_task(**given)
     loader, ours, epochs = training_loader(asked), OurRecipe(asked.files["beton"]), itertools.count()
-    jpegs = ours.jpegs
-    entropy = entropy_share([jpegs.data[jpegs.ends[k] : jpegs.ends[k + 1]].tobytes() for k in range(len(jpegs))])
+    entropy = entropy_share([path.read_bytes() for path in asked.paths])
 
     def run() -> dict[str, float]:
         epoch = next(epochs)
@@ -180,12 +172,8 @@ def our_split(**given: Any) -> dict[str, Arm]:
         total = time.process_time() - began
         spent, parts = loader.pop_timings(), _augment_parts(ours, epoch)
         scale = spent["augment"] / sum(parts.values())
-        seconds = {
-            Part.READ: spent["read"],
-            Part.DECODED: spent["decode"],
-            **{part: scale * s for part, s in parts.items()},
-        }
-        return as_split(seconds, total, count, entropy)
+        seconds = {Part.READ: spent["read"], Part.DECODED: spent["decode"]}
+        return as_split(seconds | {part: scale * s for part, s in parts.items()}, total, count, entropy)
 
     return {"pass": run}
 
@@ -255,7 +243,7 @@ def entropy_share(files: Sequence[bytes]) -> float:
         for source, (height, width) in zip(sources, sizes, strict=True):
             shape = -(-height // scale), -(-width // scale)
             if turbo.decompress(handle, source.ctypes.data, source.size, pixels.ctypes.data, *shape) != OK:
-                raise RuntimeError("an image could not be decoded, so the share would mean nothing")
+                raise RuntimeError(UNDECODED)
         fastest[scale] = min(fastest.get(scale, np.inf), time.process_time() - began)
     return float(min(1.0, fastest[QUARTER] / fastest[1]))
 

@@ -40,20 +40,16 @@ def main() -> None:
     os.dup2(2, 1)
     order = json.loads(sys.stdin.readline())
     os.sched_setaffinity(0, order["cores"])
-    answer, arms = _build(order["module"], order["function"], order["arguments"])
+    try:
+        arms: dict[str, Arm] = getattr(import_module(order["module"]), order["function"])(**order["arguments"])
+        answer: dict[str, Any] = {"arms": list(arms)}
+    except Exception as error:
+        arms, answer = {}, _failure(error)
     print(json.dumps(answer), file=answers)
     for line in sys.stdin:
         print(json.dumps(_trial(arms[json.loads(line)])), file=answers)
     answers.flush()
     os._exit(0)  # because some peers' threads and workers prevent a normal exit
-
-
-def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arm]]:
-    try:
-        arms = getattr(import_module(module), function)(**arguments)
-    except Exception as error:
-        return _failure(error), {}
-    return {"arms": list(arms)}, arms
 
 
 def _trial(arm: Arm) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 
-import msgspec
 import psutil
 import torch
 from PIL import features
@@ -34,35 +33,31 @@ VIRTUAL_DISKS = ("vd", "xvd")  # these say that they rotate, whatever is below
 
 
 def describe_machine() -> Machine:
-    processor = describe_processor()
+    processor, has_gpu = describe_processor(), torch.cuda.is_available()
+    peers = (entry.package for name in PEERS for entry in entries(peer_module(name)))
+    turbo = features.version("libjpeg_turbo")
+    try:
+        system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        system = platform.system()
+    driver = "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"
     return Machine(
         cpu=cpu_name(),
         instruction_sets=[name for name in INSTRUCTION_SETS if name in processor.flags],
         cores=usable_cpus(),
         memory_gib=round(memory_bytes()[0] / GIB, 1),
         kernel=platform.release(),
-        system=_system(),
+        system=system,
         python=platform.python_version(),
-        libraries={name: version for name in library_names() if (version := package_version(name))},
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        libraries={name: found for name in (*LIBRARIES, *peers) if (found := package_version(name))},
+        gpu=torch.cuda.get_device_name() if has_gpu else None,
         gpus=torch.cuda.device_count(),
-        driver=_driver(),
+        driver=_output(*driver) if has_gpu else None,
         processor=processor,
         packages=dict(sorted({d.name: d.version for d in importlib.metadata.distributions() if d.name}.items())),
-        codecs=_codecs(),
+        codecs={"Pillow's libjpeg-turbo": turbo} if turbo else {},
         disk=describe_disk(Path(tempfile.gettempdir())),
     )
-
-
-def library_names() -> list[str]:
-    """Return the packages that results depend on: LIBRARIES and each contender's, once each."""
-    peers = (entry.package for name in PEERS for entry in entries(peer_module(name)))
-    return list(dict.fromkeys([*LIBRARIES, *peers]))
-
-
-def _codecs() -> dict[str, str]:
-    found = features.version("libjpeg_turbo")
-    return {"Pillow's libjpeg-turbo": found} if found else {}
 
 
 def describe_disk(folder: Path) -> str | None:
@@ -111,19 +106,6 @@ def _read(path: str) -> str:
         return ""
 
 
-def _system() -> str:
-    try:
-        return platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError):
-        return platform.system()
-
-
-def _driver() -> str | None:
-    if not torch.cuda.is_available():
-        return None
-    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
-
-
 def commit() -> tuple[str | None, bool | None]:
     """Return the commit that fastft runs from, and whether its files have changed; (None, None) for a wheel install."""
     root = Path(__file__).parents[2]
@@ -146,26 +128,19 @@ class Watch:
     """Measure a session from now on. Ask for it as often as you need."""
 
     def __init__(self, command: str, seed: int | None = None) -> None:
-        self.began, self.cpu = time.monotonic(), _cpu_seconds()
-        date, load = datetime.now(timezone.utc).isoformat(timespec="seconds"), _load()
-        self.start = Session(
-            command=command, date=date, seconds=0, load_before=load, load_after=load, steal=0, seed=seed
-        )
+        self.command, self.seed, self.date = command, seed, datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.began, self.times, self.load = time.monotonic(), psutil.cpu_times(), _load()
 
     def session(self, betons: Mapping[str, str] = MappingProxyType({})) -> Session:
         """betons: SHA-256 of the .beton files that were written so far."""
-        passed, stolen = (now - before for now, before in zip(_cpu_seconds(), self.cpu, strict=True))
-        return msgspec.structs.replace(
-            self.start, seconds=round(time.monotonic() - self.began, 1), load_after=_load(),
-            steal=round(stolen / passed, 4) if passed > 0 else 0.0, betons=dict(betons),
+        # CPU seconds, including idle ones; some systems do not count stolen ones
+        now, before = psutil.cpu_times(), self.times
+        passed, stolen = sum(now[:8]) - sum(before[:8]), getattr(now, "steal", 0.0) - getattr(before, "steal", 0.0)
+        return Session(
+            command=self.command, date=self.date, seconds=round(time.monotonic() - self.began, 1), load_before=self.load,
+            load_after=_load(), steal=round(stolen / passed, 4) if passed > 0 else 0.0, seed=self.seed, betons=dict(betons),
         )  # fmt: skip
 
 
 def _load() -> float:
     return round(os.getloadavg()[0], 2)
-
-
-def _cpu_seconds() -> tuple[float, float]:
-    """Return all the machine's CPU seconds since it started, including idle ones, and the stolen ones."""
-    times = psutil.cpu_times()
-    return sum(times[:8]), getattr(times, "steal", 0.0)

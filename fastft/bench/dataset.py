@@ -11,14 +11,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.format import (
-    DEFAULT_PAGE_SIZE,
-    SAMPLE_DTYPE,
-    Beton,
-    align_up,
-    first_page_offset,
-    write_tables,
-)  # fmt: skip
+from beton_tools.read.format import DEFAULT_PAGE_SIZE, SAMPLE_DTYPE, Beton, align_up, first_page_offset, write_tables
 from fastft.machine import bench_result
 
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
@@ -115,8 +108,6 @@ class Workspace:
             times = max(1, round(num_bytes / sum(file.stat().st_size for file in files)))
             links = ((f"{file.parent.name}/{copy:03}-{file.name}", file) for file in files for copy in range(times))
             self._convert(self._linked("repeated", links), path, page_size=page_size, shuffle_seed=0)
-            with path.open("rb") as written:
-                os.fsync(written.fileno())  # pages that are not on the disk yet cannot leave the page cache
         return path
 
     def long(self, samples: int, parts: int = 1) -> str:

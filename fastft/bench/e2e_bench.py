@@ -57,9 +57,8 @@ def training(options: Options) -> Iterator[Variant]:
 def describe_bottleneck(rounds: Sequence[Rounds]) -> Iterator[str]:
     trials = rounds[0].trials["fastft"]["pass"]
     timed = [part for part in STEP_PARTS + LOADER_PARTS if part in trials[0]]
-    if diagnosis := diagnose({part: median(trial[part] for trial in trials) for part in timed}):
-        head = "End to end on this machine, without evaluation and checkpoint"
-        yield f"{head}: {diagnosis.sentence} {diagnosis.advice}."
+    if found := diagnose({part: median(trial[part] for trial in trials) for part in timed}):
+        yield f"End to end on this machine, without evaluation and checkpoint: {found.sentence} {found.advice}."
 
 
 def _for_an_epoch(options: Options) -> Options:
@@ -125,8 +124,7 @@ def train_recipe(task: Task, sections: dict[str, dict[str, Any]]) -> dict[str, A
     The epoch includes evaluation and checkpoint.
     """
     asked = recipe_from_dict("e2e", sections)
-    precision = choose_precision(asked.train.amp, device())
-    peak = data_sheet_flops(device(), precision.dtype)
+    peak = data_sheet_flops(device(), choose_precision(asked.train.amp, device()).dtype)
     flops = step_flops(load_open_clip_arch(asked.model.arch).at(asked.model.image_size))
 
     def run() -> dict[str, float]:
@@ -156,10 +154,8 @@ ENTRIES = (Entry("fastft", "fastft", train_recipe, {Work.TRAIN: ()}),)
 def train_timm(task: Task, sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     """Train the same model on the same images with timm's loader and the step from its train.py."""
     recipe = recipe_from_dict("e2e", sections)
-    precision = choose_precision(recipe.train.amp, device())
-    dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype]
     arch = load_open_clip_arch(recipe.model.arch).at(recipe.model.image_size)
-    step = timm_train_step(arch, dtype)
+    step = timm_train_step(arch, recipe.train.amp)
     policy, erase = recipe.augment.policy, recipe.augment.erase_prob
     loader = batches(task.files["folder"], task.size, task.batch, task.threads, policy=policy, erase=erase)
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +83,14 @@ class Rounds:
             self.order.append(drawn)
         return drawn
 
+    def run(self, processes: Mapping[str, "_Process"], order: Sequence[str], is_counted: bool = True) -> None:
+        """Run a round for every arm, in this order of contenders."""
+        for arm in dict.fromkeys(arm for process in processes.values() for arm in process.arms):
+            for name in order:
+                trial = processes[name].trial(arm)
+                if trial is not None and is_counted:
+                    self.trials.setdefault(name, {}).setdefault(arm, []).append(trial)
+
 
 def show_progress(text: str, of_round: str = "") -> None:
     """Do nothing; `fastft bench` replaces this."""
@@ -99,16 +107,11 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int) -> Rou
     names = f"{', '.join(result.contenders)}, {threads} core{'s' * (threads > 1)}"
     show_progress(names)
     with ExitStack() as stack:
-        processes = [stack.enter_context(_started(c, threads)) for c in contenders]
-        running = {p.contender.name: p for p in processes if p.ready(result)}
+        processes = [stack.enter_context(_started(c, threads, result)) for c in contenders]
+        running = {p.contender.name: p for p in processes if p.ready()}
         for number in range(1 + rounds):
             show_progress(names, f"round {number + 1} of {1 + rounds}: ")
-            order = result.draw_order(list(running), is_counted=number > 0)
-            for arm in dict.fromkeys(a for p in running.values() for a in p.arms):
-                for name in order:
-                    trial = running[name].trial(arm, result)
-                    if trial is not None and number > 0:
-                        result.trials.setdefault(name, {}).setdefault(arm, []).append(trial)
+            result.run(running, result.draw_order(list(running), number > 0), number > 0)
     return result
 
 
@@ -120,50 +123,55 @@ def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) 
     for number in range(rounds):
         show_progress(names, f"round {number + 1} of {rounds}: ")
         for name in result.draw_order([c.name for c in contenders if c.name not in result.skipped], is_counted=True):
-            contender = result.contenders[name]
-            with _started(contender, threads) as process:
-                if not process.ready(result):
-                    continue
-                for arm in process.arms:
-                    if (trial := process.trial(arm, result)) is not None:
-                        result.trials.setdefault(contender.name, {}).setdefault(arm, []).append(trial)
+            with _started(result.contenders[name], threads, result) as process:
+                if process.ready():
+                    result.run({name: process}, [name])
     return result
 
 
 class _Process:
-    def __init__(self, contender: Contender, process: subprocess.Popen[str], errors: Any) -> None:
-        self.contender, self.process, self.errors = contender, process, errors
+    """A contender's process. arms: their names, none before it is ready or after it failed."""
+
+    def __init__(self, contender: Contender, process: subprocess.Popen[str], errors: Any, result: Rounds) -> None:
+        self.contender, self.process, self.errors, self.result = contender, process, errors, result
         self.arms: list[str] = []
-        self.failed = False
 
-    def ready(self, result: Rounds) -> bool:
-        answer = self._answer()
-        if "arms" not in answer:
-            self._skip(answer, result)
-            return False
-        self.arms = answer["arms"]
-        return True
+    def ready(self) -> bool:
+        answer = self._answer("arms")
+        self.arms = answer["arms"] if answer else []
+        return answer is not None
 
-    def trial(self, arm: str, result: Rounds) -> Trial | None:
+    def trial(self, arm: str) -> Trial | None:
         """Run one round. Returns None if this contender has no such arm or has failed."""
-        if arm not in self.arms or self.failed:
+        if arm not in self.arms:
             return None
         with suppress(BrokenPipeError):  # the process ended after its last round, which `_answer` reports
             print(json.dumps(arm), file=self.process.stdin, flush=True)
-        answer = self._answer()
-        if "wall" not in answer:
-            self._skip(answer, result)
-            return None
-        return answer
+        return self._answer("wall")
 
-    def _answer(self) -> dict[str, Any]:
-        """Read one line. There is one line per request, so nothing remains in the buffer."""
+    def _answer(self, key: str) -> dict[str, Any] | None:
+        """Return the answer, which has `key`, or record a missing or failing peer as skipped. If fastft fails, raise.
+
+        There is one line per request, so nothing remains in the buffer.
+        """
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], TRIAL_SECONDS)[0]:
+        if select.select([self.process.stdout], [], [], TRIAL_SECONDS)[0]:
+            line = self.process.stdout.readline()
+            answer: dict[str, Any] = json.loads(line) if line else {"failed": self._end_reason()}
+        else:
             self.process.kill()
-            return {"failed": f"no answer within {TRIAL_SECONDS // 60} minutes"}
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"failed": self._end_reason()}
+            answer = {"failed": f"no answer within {TRIAL_SECONDS // 60} minutes"}
+        if key in answer:
+            return answer
+        self.arms = []
+        name, why = self.contender.name, answer.get("skipped") or answer["failed"].partition("\n")[0]
+        if name.startswith("fastft") and answer.get("bad_input"):
+            raise UserError(why)
+        if "failed" in answer and name.startswith("fastft"):
+            raise RuntimeError(f"{name} failed: {why}\n{''.join(self._lines()[-SHOWN_LINES:])}")
+        self.result.skipped[name] = why
+        self.result.trials.pop(name, None)
+        return None
 
     def _end_reason(self) -> str:
         """Say how the process ended, with the last line that it wrote to stderr."""
@@ -172,27 +180,19 @@ class _Process:
         if code < 0:
             name = signal.Signals(-code).name
             how = f"was ended by {name}{', perhaps because memory ran out' * (name == 'SIGKILL')}"
-        self.errors.seek(0)
-        last = next((line.strip() for line in reversed(self.errors.readlines()) if line.strip()), "")
+        last = next((line.strip() for line in reversed(self._lines()) if line.strip()), "")
         return f"its process {how}{f': {last[:LONGEST_REASON]}' if last else ''}"
 
-    def _skip(self, answer: dict[str, Any], result: Rounds) -> None:
-        """Record a missing or failing peer as skipped, but raise if fastft itself fails."""
-        self.failed = True
-        name, why = self.contender.name, answer.get("skipped") or answer["failed"].partition("\n")[0]
-        if name.startswith("fastft") and answer.get("bad_input"):
-            raise UserError(why)
-        if "failed" in answer and name.startswith("fastft"):
-            self.errors.seek(0)
-            tail = "".join(self.errors.readlines()[-SHOWN_LINES:])
-            raise RuntimeError(f"{name} failed: {why}\n{tail}")
-        result.skipped[name] = why
-        result.trials.pop(name, None)
+    def _lines(self) -> list[str]:
+        """Return what the process wrote to stderr."""
+        self.errors.seek(0)
+        lines: list[str] = self.errors.readlines()
+        return lines
 
 
 @contextmanager
-def _started(contender: Contender, threads: int) -> Iterator[_Process]:
-    """Start the contender's process on this process's first `threads` cores. The process ends with the block."""
+def _started(contender: Contender, threads: int, result: Rounds) -> Iterator[_Process]:
+    """Start the contender's process on this process's first `threads` cores. It ends with the block, or is killed."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     count = str(len(cores))
     environment = os.environ | {"NUMBA_NUM_THREADS": count, "OMP_NUM_THREADS": count}
@@ -202,25 +202,20 @@ def _started(contender: Contender, threads: int) -> Iterator[_Process]:
             [sys.executable, "-m", "fastft.bench.child"], text=True, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
         try:
             order = {
                 "module": contender.make.__module__, "function": contender.make.__qualname__,
                 "arguments": contender.arguments, "cores": cores,
             }  # fmt: skip
             print(json.dumps(order), file=process.stdin, flush=True)
-            yield _Process(contender, process, errors)
+            yield _Process(contender, process, errors, result)
         finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Close the process's stdin, which ends it, and kill it if it does not end."""
-    assert process.stdin is not None and process.stdout is not None
-    with suppress(BrokenPipeError):
-        process.stdin.close()
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    process.stdout.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # ends it
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()

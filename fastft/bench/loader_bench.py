@@ -8,7 +8,6 @@ from typing import Any
 import psutil
 import torch
 
-from fastft.bench import limited
 from fastft.bench.contenders import ffcv
 from fastft.bench.dataset import ORIGINAL, RESIZED
 from fastft.bench.harness import Options
@@ -28,15 +27,15 @@ from fastft.bench.measure import (
     enter,
     enter_as,
     entered,
-)  # fmt: skip
+)
 from fastft.bench.ours import ENTRIES as OUR_ENTRIES
 from fastft.bench.task import Task, Work, peer_module
-from fastft.bench.ways import cold, first, opening, warm
+from fastft.bench.ways import MEMORY_LIMIT, cold, first, limit_refusal, limited, opening, remove_groups, warm
 from fastft.machine.bench_result import OURS, Setting
 from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
 
 SIZE, SIZES, BATCH, MEMORY_BATCH = 224, (128, 224, 384), 64, 256
-ORDER_BYTES, ORDER_MEMORY, ORDER_BLOCK_MIB, ORDER_BATCH = 300_000_000, 100_000_000, 16, 16
+ORDER_BYTES, ORDER_BLOCK_MIB, ORDER_BATCH = 3 * MEMORY_LIMIT, 16, 16
 REPEAT = 2  # passes over the images in a round
 MANY_SAMPLES, MANY_FILES = 20_000_000, 64
 ABOUT = {
@@ -137,26 +136,22 @@ def order(options: Options) -> Iterator[Variant]:
     path = options.workspace.repeated(file_bytes, page_size=1 << 20)
     task = Task(Work.CROP, {"beton": str(path)}, SIZE, batch, options.threads)
     [ours] = OUR_ENTRIES
-    blocks = enter(LOADER, ours, task, order="blocks", block_mib=ORDER_BLOCK_MIB)
-    # FFCV's order for files that do not fit into memory
-    theirs = enter(peer_module("ffcv"), ffcv.STOCK, task, order="QUASI_RANDOM", os_cache=False)
+    blocks = enter(LOADER, ours, task, limited, order="blocks", block_mib=ORDER_BLOCK_MIB)
     chosen = [
         enter_as(blocks, OURS, f"data.order=blocks of {ORDER_BLOCK_MIB} MiB"),
-        enter_as(enter(LOADER, ours, task), f"{OURS}, random order"),
-        replace(theirs, differences=("QUASI_RANDOM", f"keeps {2 * batch} pages in memory")),
+        enter_as(enter(LOADER, ours, task, limited), f"{OURS}, random order"),
     ]
+    if "ffcv" in options.peers:  # its order for files that do not fit into memory
+        theirs = enter(peer_module("ffcv"), ffcv.STOCK, task, limited, order="QUASI_RANDOM", os_cache=False)
+        chosen.append(replace(theirs, differences=("QUASI_RANDOM", f"keeps {2 * batch} pages in memory")))
     shared: Setting = {
-        "file MB": round(path.stat().st_size / 1e6), "memory limit MB": round(ORDER_MEMORY / 1e6), "page MiB": 1,
+        "file MB": round(path.stat().st_size / 1e6), "memory limit MB": round(MEMORY_LIMIT / 1e6), "page MiB": 1,
         "batch": batch,
     }  # fmt: skip
-    in_memory = [
-        replace(c, make=limited.limited, arguments={**c.arguments, "limit": ORDER_MEMORY})
-        for c in chosen[: 3 if "ffcv" in options.peers else 2]
-    ]
     try:
-        yield Variant(in_memory, {}, shared, options.threads)
+        yield Variant(chosen, {}, shared, options.threads)
     finally:
-        limited.remove_groups()
+        remove_groups()
 
 
 def to_gpu(options: Options) -> Iterator[Variant]:
@@ -167,7 +162,7 @@ def to_gpu(options: Options) -> Iterator[Variant]:
 
 def throughput(
     key: str, seconds: float, title: str, work: str, files: str, threads: Threads, *more: Figure, **shown: Any
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Measure wall throughput for each number of threads, and in the one-thread rounds throughput per CPU second."""
     core = Figure(
         f"{key}.core", f"Loader, {title}, one thread", CPU_RATE, CPU, ABOUT[work], only={"threads": 1}, **shown
@@ -257,7 +252,7 @@ PLANS = (
     Plan("loader.order", 90, [
         Figure("loader.order", "Bytes read per epoch", "MB", "read_mb", ORDER_ABOUT, better="lower"),
         Figure("loader.order.requests", "Disk requests per epoch", "requests", "requests", ORDER_ABOUT, better="lower"),
-    ], order, most_rounds=3, refusal=limited.refusal),
+    ], order, most_rounds=3, refusal=limit_refusal),
     Plan("loader.gpu", 120, [
         Figure("loader.gpu", "Loader to the GPU, whole recipe", WALL_RATE, WALL, ABOUT[Work.RECIPE], chapter=ON_GPU),
     ], to_gpu, needs_gpu=True),

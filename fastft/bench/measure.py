@@ -88,11 +88,10 @@ class Figure:
         """Return one arm's rounds as they are stored."""
         shown, stored = self.shown(rounds, arm), []
         for name, as_ in shown.items():
-            one = rounds.contenders[name]
+            one, trials = rounds.contenders[name], rounds.trials.get(name, {}).get(arm, ())
             stored.append(bench_result.Contender(
-                name=as_, rounds=[self._round(trial) for trial in rounds.trials.get(name, {}).get(arm, ())],
+                name=as_, rounds=[self._round(trial) for trial in trials], limit=one.limit, skipped=rounds.skipped.get(name),
                 version=package_version(one.package) if one.package else None, differences=list(one.differences),
-                limit=one.limit, skipped=rounds.skipped.get(name),
             ))  # fmt: skip
         measured = {name for name in shown if name in rounds.trials}
         order = [drawn for turn in rounds.order if (drawn := [shown[name] for name in turn if name in measured])]
@@ -172,21 +171,20 @@ def _measures(
 ) -> Iterator[bench_result.Measure]:
     roomy = [one for one in found if not one[0].is_crowded]
     for figure in plan.figures:
-        taken = found if not figure.last else roomy[-1:] if is_complete else []
-        if cases := list(_cases(figure, taken)):
+        cases = []
+        for variant, ran in found if not figure.last else roomy[-1:] if is_complete else []:
+            if figure.only.items() <= {**variant.common, **variant.setting}.items():
+                setting = {k: v for k, v in variant.setting.items() if k not in figure.only}
+                cases += [
+                    figure.case(ran, arm, {**setting, **more})
+                    for arm, more in figure.arms.items()
+                    if any(name in ran.trials for name in figure.shown(ran, arm))
+                ]
+        if cases:
             yield bench_result.Measure(
                 key=figure.key, bench=plan.key.partition(".")[0], title=figure.title, unit=figure.unit, about=figure.about,
                 cases=cases, better=figure.better, setting={**found[-1][0].common, "rounds": rounds},
             )  # fmt: skip
-
-
-def _cases(figure: Figure, found: Sequence[tuple[Variant, Rounds]]) -> Iterator[bench_result.Case]:
-    for variant, rounds in found:
-        if figure.only.items() <= {**variant.common, **variant.setting}.items():
-            setting = {k: v for k, v in variant.setting.items() if k not in figure.only}
-            for arm, more in figure.arms.items():
-                if any(name in rounds.trials for name in figure.shown(rounds, arm)):
-                    yield figure.case(rounds, arm, {**setting, **more})
 
 
 # what there is --------------------------------------------------------------------------------------------------------

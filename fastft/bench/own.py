@@ -22,12 +22,7 @@ def make(task: Any, where: str) -> Callable[[], Iterator[int]]:
     function = load(where)
     given = {**task.files, "size": task.size, "batch": task.batch, "threads": task.threads, "work": task.work}
     batches = function(**{name: given[name] for name in inspect.signature(function).parameters})
-
-    def one_pass() -> Iterator[int]:
-        for batch in batches:
-            yield len(batch[0] if isinstance(batch, tuple | list) else batch)
-
-    return one_pass
+    return lambda: (len(batch[0] if isinstance(batch, tuple | list) else batch) for batch in batches)
 
 
 def load(where: str) -> Any:

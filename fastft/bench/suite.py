@@ -9,13 +9,11 @@ import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.status import Status
 from rich.text import Text
 
 from beton_tools import __version__
@@ -34,8 +32,6 @@ from fastft.machine import bench_result
 from fastft.machine.bench_result import (
     FORMAT,
     SHARE,
-    Case,
-    Contender,
     Measure,
     Result,
     Spread,
@@ -46,7 +42,7 @@ from fastft.machine.bench_result import (
     spread,
     without_shares,
     write_result,
-)  # fmt: skip
+)
 from fastft.machine.usable_gpu import refuse_unusable_gpu
 from fastft.report.page import figure
 
@@ -83,23 +79,19 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> Result:
         if args.add:
             path = args.add
             result = extended(read_result(path), result) if path.exists() else result
+        page = path.with_suffix(".html")
         new = [plan.key for plan in plans if result.measure(plan.key) is None]
         result.missing = list(dict.fromkeys([*result.missing, *new]))
-        progress = Progress(console, plans, options)
+        progress = Progress(console, plans, options, result, watch, path)
         try:
             for plan in plans:
-                for _, group in groupby(
-                    progress.run(plan, options, result, watch, path), key=lambda m: (m.title, m.unit)
-                ):
+                for _, group in groupby(progress.run(plan), key=lambda m: (m.title, m.unit)):
                     print_measures(list(group), console)
         except BaseException:  # Ctrl-C, or fastft's own contender failed
             if result.measures:
-                write_bench_page([result], path.with_suffix(".html"))
-                console.print(
-                    printable(f"{path.with_suffix('.html')} has what was measured. {describe_missing(result, path)}")
-                )
+                write_bench_page([result], page)
+                console.print(printable(f"{page} has what was measured. {describe_missing(result, path)}"))
             raise
-    page = path.with_suffix(".html")
     write_bench_page([result], page)
     for written in (path, page):
         console.print(printable(str(written)), highlight=False, soft_wrap=True)
@@ -129,9 +121,18 @@ def planned(name: str, here: bool = True) -> list[Plan]:
 
 def new_result(images: bench_result.Images, quick: bool, watch: Watch) -> Result:
     name, changed = commit()
+    notes = [
+        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: unchanged.",
+        "The images are in the page cache unless a measure says otherwise.",
+        "Each contender has its own process on the same cores. Rounds alternate between contenders in an order that is "
+        "drawn anew for each, and the first is not counted.",
+        "Images per CPU second count the CPU time of all threads and workers.",
+    ]
+    if quick:
+        notes.append("This was a quick run. Its results mean nothing.")
     return Result(
         format=FORMAT, fastft=__version__, commit=name, changed=changed, quick=quick, machine=describe_machine(),
-        images=images, sessions=[watch.session()], measures=[], notes=_notes(quick),
+        images=images, sessions=[watch.session()], measures=[], notes=notes,
     )  # fmt: skip
 
 
@@ -140,32 +141,29 @@ def extended(old: Result, new: Result) -> Result:
 
     Raises UserError if the version, the machine or the images differ.
     """
-    tree, quick = (
-        {True: "with changed files", False: "without changes", None: "without git"},
-        ("a full run", "a quick run"),
-    )
+    tree = {True: "with changed files", False: "without changes", None: "without git"}
+    quick = "a full run", "a quick run"
+
+    def images(result: Result) -> str:
+        known = f", SHA-256 {result.images.sha256[:12]}" if result.images.sha256 else ""
+        return f"{result.images.what} ({result.images.mean_kb:g} kB each{known})"
+
     differences = (
         ("another version", f"fastft {old.fastft}", f"fastft {new.fastft}"),
         ("another commit", f"commit {old.commit}", f"commit {new.commit}"),
         ("another state of the working tree", f"a commit {tree[old.changed]}", f"a commit {tree[new.changed]}"),
         ("another kind of run", quick[old.quick], quick[new.quick]),
-        ("other images", _describe_images(old.images), _describe_images(new.images)),
+        ("other images", images(old), images(new)),
     )
     for what, before, now in differences:
         if before != now:
             raise UserError(f"--add: {what}: the file has {before}, and this is {now}. {ANEW}")
     if old.machine != new.machine:
-        names = ", ".join(
-            name for name in old.machine.__struct_fields__ if getattr(old.machine, name) != getattr(new.machine, name)
-        )
+        known = bench_result.Machine.__struct_fields__
+        names = ", ".join(name for name in known if getattr(old.machine, name) != getattr(new.machine, name))
         raise UserError(f"--add: the result is from another machine or environment, which differ in: {names}. {ANEW}")
     old.sessions += new.sessions
     return old
-
-
-def _describe_images(images: bench_result.Images) -> str:
-    known = f", SHA-256 {images.sha256[:12]}" if images.sha256 else ""
-    return f"{images.what} ({images.mean_kb:g} kB each{known})"
 
 
 def _command(name: str, args: argparse.Namespace, folder: Path | None, seed: int) -> str:
@@ -178,17 +176,6 @@ def _command(name: str, args: argparse.Namespace, folder: Path | None, seed: int
     return shlex.join(["fastft", "bench", name, *words, *(["--quick"] if args.quick else [])])
 
 
-def _notes(quick: bool) -> list[str]:
-    notes = [
-        f"{RESIZED}: longest side {MAX_SIDE}, JPEG quality {QUALITY}, 4:2:0. {ORIGINAL}: unchanged.",
-        "The images are in the page cache unless a measure says otherwise.",
-        "Each contender has its own process on the same cores. Rounds alternate between contenders in an order that is "
-        "drawn anew for each, and the first is not counted.",
-        "Images per CPU second count the CPU time of all threads and workers.",
-    ]
-    return [*notes, "This was a quick run. Its results mean nothing."] if quick else notes
-
-
 @dataclass
 class Progress:
     """The progress of a suite: what is being measured, and about how long the rest will take."""
@@ -196,6 +183,9 @@ class Progress:
     console: Console
     plans: Sequence[Plan]
     options: Options
+    result: Result
+    watch: Watch
+    path: Path
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -208,17 +198,26 @@ class Progress:
         share = (1 + self.options.rounds) / (1 + ROUNDS) * self.options.images / IMAGES
         return format_duration(share * sum(plan.seconds for plan in self.plans[self.done :]))
 
-    def run(self, plan: Plan, options: Options, result: Result, watch: Watch, path: Path) -> list[Measure]:
+    def run(self, plan: Plan) -> list[Measure]:
         """Run a plan, and write its measures into the result and its file.
 
         If the plan does not come to its end, those of its measures that the result does not have yet are written.
         """
         head = f"{plan.key} ({self.done + 1} of {len(self.plans)}, about {self.left()} left)"
-        found, is_complete = list[Measure](), False
+        found, is_complete, result = list[Measure](), False, self.result
         try:
             with self.console.status(head) as status:
-                harness.show_progress = partial(_show_progress, self.console, status, head)
-                for item in run_plan(plan, options):
+
+                def show(text: str, of_round: str = "") -> None:
+                    """Show it beside a spinner in a terminal, otherwise as one line per group of contenders."""
+                    line = f"{head}: {of_round}{text}"
+                    if self.console.is_terminal:
+                        status.update(line)
+                    elif not of_round:
+                        self.console.print(line, highlight=False, markup=False)
+
+                harness.show_progress = show
+                for item in run_plan(plan, self.options):
                     if isinstance(item, str):
                         result.notes.append(item)
                     elif measure := accepted(item, result.notes):
@@ -229,9 +228,9 @@ class Progress:
         finally:
             new = {m.key: m for m in found if is_complete or result.measure(m.key) is None}
             result.measures = [m for m in result.measures if m.key not in new] + list(new.values())
-            result.sessions[-1] = watch.session(options.workspace.sha256)
+            result.sessions[-1] = self.watch.session(self.options.workspace.sha256)
             if is_complete or result.measures:
-                write_result(path, result)
+                write_result(self.path, result)
         return found
 
 
@@ -245,15 +244,6 @@ def accepted(measure: Measure, notes: list[str]) -> Measure | None:
         return measure
     notes.append(f"Refused, because a share cannot be above 100 %: {', '.join(impossible)}.")
     return None if measure.unit == SHARE else without_shares(measure)
-
-
-def _show_progress(console: Console, status: Status, head: str, text: str, of_round: str = "") -> None:
-    """Show progress beside a spinner in a terminal, otherwise as one line per group of contenders."""
-    line = f"{head}: {of_round}{text}"
-    if console.is_terminal:
-        status.update(line)
-    elif not of_round:
-        console.print(line, highlight=False, markup=False)
 
 
 # tables ---------------------------------------------------------------------------------------------------------------
@@ -271,7 +261,9 @@ def print_measures(measures: Sequence[Measure], console: Console) -> None:
         if case.setting:
             table.add_row(Text(", ".join(f"{key} {value}" for key, value in case.setting.items()), "italic"))
         for contender in case.measured:
-            table.add_row(Text(contender.name), *_cells(measure, case, contender))
+            values, times = spread(contender), ratio(measure, case, contender)
+            shown = figure(values.median), f"{figure(values.low)}-{figure(values.high)}"
+            table.add_row(Text(contender.name), *shown, *([describe_times(times)] if times else []))
         for contender in case.skipped:
             table.add_row(Text(f"{contender.name}: {contender.skipped}"))
         table.add_section()
@@ -280,15 +272,6 @@ def print_measures(measures: Sequence[Measure], console: Console) -> None:
         if is_disturbed(measure, usable_cpus()):
             say = f"Other programs kept {measure.foreign:.1f} cores busy meanwhile ({measure.key})."
             console.print(say, highlight=False, markup=False)
-
-
-def _cells(measure: Measure, case: Case, contender: Contender) -> list[str]:
-    values, times = spread(contender), ratio(measure, case, contender)
-    return [
-        figure(values.median),
-        f"{figure(values.low)}-{figure(values.high)}",
-        *([] if times is None else [describe_times(times)]),
-    ]
 
 
 def describe_times(times: Spread) -> str:

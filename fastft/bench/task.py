@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ class Entry:
 
     make(task, **options) returns the pass for a loader, and whatever the work's measure runs otherwise. reads: BETON,
     FOLDER or SHARDS. gpu: it augments on the GPU. prepare(task): writes the loader's own format before its start is
-    timed. stages(size): its transform in the parts of the recipe. limit: not a library, but what a codec allows.
+    timed. stages(size): its transform in the parts of the recipe, which does Work.MEMORY too. limit: not a library, but
+    what a codec allows.
     """
 
     name: str
@@ -102,10 +104,6 @@ def entries(module: str) -> Sequence[Entry]:
     return found
 
 
-def find_entry(module: str, name: str, work: str) -> Entry:
-    return next(entry for entry in entries(module) if entry.name == name and work in entry.work)
-
-
 def random_box(height: int, width: int) -> tuple[int, int, int, int]:
     """Draw a random resized crop as torchvision does. Returns y, x, h, w."""
     for _ in range(ATTEMPTS):
@@ -130,24 +128,24 @@ def decoding(decoder: Callable[[], Callable[[bytes], Any]]) -> Callable[[Task], 
 
 def chain(functions: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     ordered = list(functions)
-
-    def run(value: Any) -> Any:
-        for function in ordered:
-            value = function(value)
-        return value
-
-    return run
+    return lambda value: reduce(lambda result, function: function(result), ordered, value)
 
 
-def in_memory(stages: Callable[[int], Stages]) -> Callable[[Task], Pass]:
-    """Return `make` for Work.MEMORY: each image's bytes through all stages, one image after another."""
+def staged(decode: Callable[[bytes], Any], transforms: Iterable[Callable[[Any], Any]]) -> Stages:
+    """Return the parts of a decoder and of a list of transforms: crop, flip, ops, and then those that finish the image."""
+    crop, flip, ops, *finish = transforms
+    return (Part.DECODED, decode), (Part.RESIZE, chain([crop, flip])), (Part.OPS, ops), (Part.FINISH, chain(finish))
 
-    def make(task: Task) -> Pass:
-        import torch
 
-        torch.set_num_threads(1)
-        apply = chain(stage for _, stage in stages(task.size))
-        files = [path.read_bytes() for path in task.paths]
-        return lambda: (1 for file in files if apply(file) is not None)
+def in_memory(task: Task, stages: Callable[[int], Stages]) -> Pass:
+    """Return the pass for Work.MEMORY: each image's bytes through all stages, one image after another."""
+    import torch
 
-    return make
+    torch.set_num_threads(1)
+    apply = chain(stage for _, stage in stages(task.size))
+    files = [path.read_bytes() for path in task.paths]
+    return lambda: (1 for file in files if apply(file) is not None)
+
+
+def read_file(path: str) -> bytes:
+    return Path(path).read_bytes()

@@ -9,7 +9,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,20 +19,24 @@ from typing import Any
 import psutil
 
 from fastft.bench.child import Arm
-from fastft.bench.task import BETON, SHARDS, Entry, Pass, Task, find_entry
+from fastft.bench.task import BETON, SHARDS, Entry, Pass, Task, Work, entries, in_memory
 
 SAMPLE_SECONDS = 0.05  # interval between memory samples
 MADV_DONTNEED = 4  # linux/mman.h
+MEMORY_LIMIT = 100_000_000
 PERCENTILES = {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99, "longest_ms": 100}  # of the time between batches
 
 
 def entered(module: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> tuple[Entry, Task]:
-    return find_entry(module, name, task["work"]), Task(**task)
+    asked = Task(**task)
+    return next(e for e in entries(module) if e.name == name and asked.work in e.work), asked
 
 
 def build(module: str, name: str, task: dict[str, Any], options: dict[str, Any]) -> Any:
     """Return what the entry makes: a loader's pass, or for other works its arms."""
     entry, asked = entered(module, name, task, options)
+    if entry.stages and asked.work == Work.MEMORY:
+        return in_memory(asked, entry.stages)
     return entry.make(asked, **options)
 
 
@@ -104,7 +109,9 @@ def cold(**given: Any) -> dict[str, Arm]:
     """
     entry, asked = entered(**given)
     if entry.reads == BETON:
-        paths = [own_copy(Path(asked.files["beton"]))]
+        beton = Path(asked.files["beton"])
+        paths = [beton.with_name(f"{beton.stem}-{os.getpid()}.beton")]
+        shutil.copyfile(beton, paths[0])
         asked = replace(asked, files={**asked.files, "beton": str(paths[0])})
     elif entry.reads == SHARDS:
         folder, _, stem = asked.files["shards"].partition("{")[0].rpartition("/")
@@ -119,6 +126,25 @@ def cold(**given: Any) -> dict[str, Arm]:
         count = sum(one_pass())
         seconds = time.perf_counter() - began
         return {"count": count, "wall": seconds, "read_mb": (read_bytes() - before) / 1e6}
+
+    return {"pass": run}
+
+
+def limited(**given: Any) -> dict[str, Arm]:
+    """Make whole passes over a file that is larger than the memory, and report what the disk was asked for.
+
+    The process has MEMORY_LIMIT bytes in addition to what it holds after its first pass.
+    """
+    one_pass = build(**given)
+    sum(one_pass())  # allocates the buffers outside the groups
+    forget_pages([Path(given["task"]["files"]["beton"])])
+    blkio = join_groups(MEMORY_LIMIT)
+
+    def run() -> dict[str, float]:
+        before = disk_reads(blkio)
+        count = sum(one_pass())
+        read, requests = (after - earlier for after, earlier in zip(disk_reads(blkio), before, strict=True))
+        return {"count": count, "read_mb": read / 1e6, "requests": requests}
 
     return {"pass": run}
 
@@ -168,35 +194,67 @@ def used_mb() -> float:
     return kilobytes * 1024 / 1e6
 
 
-def own_copy(path: Path) -> Path:
-    """Return a copy of the file, flushed to the disk."""
-    copy = path.with_name(f"{path.stem}-{os.getpid()}.beton")
-    shutil.copyfile(path, copy)
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
-    return copy
-
-
 def forget_pages(paths: list[Path]) -> None:
     """Drop files from the page cache, after dropping this process's memory maps, which would keep them there."""
     libc = ctypes.CDLL(None, use_errno=True)
-    for begin, end in _mapped({str(path.resolve()) for path in paths}):
-        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
+    names = {str(path.resolve()) for path in paths}
+    for mapped in psutil.Process().memory_maps(grouped=False):
+        if mapped.path in names:
+            begin, end = (int(address, 16) for address in mapped.addr.split("-"))
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())  # because a page that is not written yet cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _mapped(names: set[str]) -> Iterator[tuple[int, int]]:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        columns = line.split(maxsplit=5)
-        if len(columns) == 6 and columns[5] in names:
-            begin, end = columns[0].split("-")
-            yield int(begin, 16), int(end, 16)
-
-
 def read_bytes() -> int:
     """Return the bytes that this process and its workers have read from the disk."""
     own = psutil.Process()
     return sum(process.io_counters().read_bytes for process in (own, *own.children(recursive=True)))
+
+
+# limited memory -------------------------------------------------------------------------------------------------------
+
+# control groups of version 1, which only root may create
+GROUPS, NAME = Path("/sys/fs/cgroup"), "fastft-bench-"
+NO_LIMIT = 10**12  # bytes/s; a limit is needed because only disks with a limit are counted
+CONTROLLERS = ("memory", "blkio")
+
+
+def limit_refusal() -> str:
+    """Say why this machine cannot limit memory; empty if it can."""
+    groups = (GROUPS / "memory" / "memory.limit_in_bytes").exists() and (GROUPS / "blkio").is_dir()
+    if os.geteuid() == 0 and groups:
+        return ""
+    return "It limits memory with control groups of version 1, which only root can create."
+
+
+def join_groups(limit: int) -> Path:
+    """Move this process into new groups that limit memory and count reads, and return the second group's folder."""
+    for controller in CONTROLLERS:
+        group = GROUPS / controller / f"{NAME}{os.getpid()}"
+        group.mkdir()
+        if controller == "memory":
+            (group / "memory.limit_in_bytes").write_text(str(limit))
+        for disk in Path("/sys/block").glob("*/dev") if controller == "blkio" else ():
+            rule = f"{disk.read_text().strip()} {NO_LIMIT}"
+            (group / "blkio.throttle.read_bps_device").write_text(rule)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    return group
+
+
+def remove_groups() -> None:
+    """Remove the groups whose processes have ended."""
+    for group in (g for controller in CONTROLLERS for g in (GROUPS / controller).glob(f"{NAME}*")):
+        with suppress(OSError):  # still in use
+            group.rmdir()
+
+
+def disk_reads(blkio: Path) -> tuple[int, int]:
+    """Return the bytes and requests that the group's processes have read from disks."""
+    counts = []
+    for name in ("blkio.throttle.io_service_bytes", "blkio.throttle.io_serviced"):
+        lines = [line.split() for line in (blkio / name).read_text().splitlines()]
+        counts.append(sum(int(line[2]) for line in lines if len(line) == 3 and line[1] == "Read"))
+    return counts[0], counts[1]

@@ -107,11 +107,12 @@ def report_results(args: argparse.Namespace) -> int:
 def describe_comparison(comparison: "Comparison", threshold: float | None) -> Iterator[str]:
     """Say how many figures changed, name those that are worse or below the threshold, and what else differs."""
     from fastft.bench.page.comparison import counted
+    from fastft.report.page import joined
 
     for change in comparison.changes:
         v = change.verdict
         if v is not None and (v.outcome == "worse" or v.below):
-            where = ", ".join(filter(None, (change.shared.title, change.shared.setting)))
+            where = joined(change.shared.measure.title, change.shared.setting)
             interval = f" (95% interval {v.low:.3f}-{v.high:.3f})" if v.low is not None else ""
             yield f"{'below' if v.below else 'worse'}: {where}: {v.ratio:.3f}x{interval}"
     yield from comparison.remarks

@@ -116,10 +116,10 @@ def print_comparison(folders: Sequence[Path], opened: Sequence[BetonSet], out: P
         error, paired = "" if row.error is None else f" ± {row.error:.2f}", row.paired
         rows.append(
             [
-                row.name,
+                row.compared.name,
                 "-" if row.score is None else f"{row.score:.2f}{error}",
                 "-" if paired is None else f"{paired.gain:+.2f} ± {paired.error:.2f}",
-                "-" if row.seconds is None else format_duration(row.seconds),
+                "-" if row.cost is None else format_duration(row.cost.so_far.wall_seconds),
             ]
         )
     print_table(compact_table("differences are paired by image", header, rows), console)

@@ -1,19 +1,18 @@
 """Line charts as SVG, for pages that work without scripts and in print.
 
 Every chart is drawn twice, for desktop and phone width, so that text keeps its size. CSS shows one of the two drawings,
-and a script adds the read-out.
+and a script adds the read-out. The template chart.html has the markup, and this file decides what is where.
 """
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median_high
-from typing import Any
 
 from markupsafe import Markup
 
-from fastft.report.page import chart_style
+from fastft.report.page import render
 
 MAX_POINTS = 480  # per line; with more, points would be closer than a pixel
 FEW_POINTS = 16  # lines with at most this many points get dots and are never cut off
@@ -38,9 +37,19 @@ class Series:
     y: Sequence[float]
     ranges: Sequence[tuple[float, float]] = ()  # lowest and highest value for every point; () draws no ranges
 
+    @classmethod
+    def of(cls, name: str, style: str, points: Iterable[tuple[float, float]]) -> "Series":
+        """Return the line through these points (x, y). A chart leaves a line without points out."""
+        drawn = list(points)
+        return cls(name, style, [x for x, _ in drawn], [y for _, y in drawn])
+
     @property
     def is_reference(self) -> bool:
         return "reference" in self.style
+
+    @property
+    def has_dots(self) -> bool:
+        return len(self.x) <= FEW_POINTS and not self.is_reference
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,23 @@ class Canvas:
         low, high = self.y_range
         return self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
 
+    def points(self, series: Series) -> list[tuple[float, float]]:
+        """Return the line's points in pixels."""
+        return [(self.x(x), self.y(y)) for x, y in zip(series.x, series.y, strict=True)]
+
+    @property
+    def y_labels(self) -> list[tuple[float, str]]:
+        return _labelled(ticks(*self.y_range, 5))
+
+    @property
+    def geometry(self) -> str:
+        """The plot's edges and ranges, for the script."""
+        (x0, x1), (y0, y1) = self.x_range, self.y_range
+        edges = {
+            "left": self.left, "right": self.width - self.right, "top": self.top, "bottom": self.height - self.bottom,
+        }  # fmt: skip
+        return json.dumps({**edges, "x0": x0, "x1": x1, "y0": y0, "y1": y1, "width": self.width, "height": self.height})
+
 
 def render_chart(chart: Chart) -> Markup:
     """Return a <figure> with legend, both drawings and the values for the read-out; empty without points."""
@@ -96,17 +122,12 @@ def render_chart(chart: Chart) -> Markup:
         "decimals": chart.decimals,
         "series": [{"name": s.name, "style": s.style, "x": list(s.x), "y": list(s.y)} for s in series],
     }
-    return Markup(
-        '<figure class="chart"><figcaption><b>{}</b> <span class="unit">{}</span></figcaption>{}{}{}'
-        '<div class="readout" hidden></div><script type="application/json">{}</script></figure>'
-    ).format(
-        chart.title,
-        chart.y_label,
-        Markup("") if chart.labels_at_ends else _legend(series),
-        _draw(chart, series, _canvas(chart, series, "wide", WIDE)),
-        _draw(chart, series, _canvas(chart, series, "narrow", NARROW)),
-        script_json(values),
-    )
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
+    return render(
+        "chart.html", chart=chart, series=series, text=svg_text, x_labels=_x_labels, ends=_ends, gap=LABEL_GAP,
+        leader=LEADER, drawings=[_canvas(chart, series, "wide", WIDE), _canvas(chart, series, "narrow", NARROW)],
+        values=Markup(text.replace("<", "\\u003c")),  # so that no value can end the <script>
+    )  # fmt: skip
 
 
 def svg_file(parts: Sequence[Markup], width: int, height: int, theme: str) -> str:
@@ -114,26 +135,18 @@ def svg_file(parts: Sequence[Markup], width: int, height: int, theme: str) -> st
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
         'font-family="system-ui, sans-serif"><style>{2}</style>{3}</svg>\n'
-    ).format(width, height, chart_style(theme), Markup("").join(parts))
+    ).format(width, height, render("chart.css", theme=theme), Markup("").join(parts))
 
 
 def _canvas(chart: Chart, series: Sequence[Series], kind: str, size: tuple[int, int]) -> Canvas:
     xs = [x for s in series for x in s.x]
     ranges = chart.x_range or _span(xs), _y_range(chart, series)
-    digits = max((len(label) for _, label in _y_labels(ranges[1])), default=0)
-    left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits)
-    if not chart.labels_at_ends:
-        return Canvas(kind, *size, *ranges, left=left)
-    width, height = size
-    right = math.ceil(LEADER + LETTER_WIDTH * max(len(s.name) for s in series))
-    height = max(height, Canvas.top + Canvas.bottom + LABEL_HEIGHT * len(series))
+    digits = max((len(label) for _, label in Canvas(kind, *size, *ranges).y_labels), default=0)
+    left, right, (width, height) = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits), Canvas.right, size
+    if chart.labels_at_ends:
+        right = math.ceil(LEADER + LETTER_WIDTH * max(len(s.name) for s in series))
+        height = max(height, Canvas.top + Canvas.bottom + LABEL_HEIGHT * len(series))
     return Canvas(kind, width, height, *ranges, left=left, right=right)
-
-
-def script_json(values: Any) -> Markup:
-    """Return JSON that is safe inside a <script> element."""
-    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c"))  # so that no value can end the element
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -194,74 +207,16 @@ def _thinned(s: Series) -> Series:
     size = -(-len(s.x) // MAX_POINTS)
     if size <= 1:
         return s
-    return Series(s.name, s.style, _means(s.x, size), _means(s.y, size))
+    groups = [slice(k, k + size) for k in range(0, len(s.x), size)]
+    x, y = ([sum(values[group]) / len(values[group]) for group in groups] for values in (s.x, s.y))
+    return Series(s.name, s.style, x, y)
 
 
-def _means(values: Sequence[float], size: int) -> list[float]:
-    return [sum(part) / len(part) for k in range(0, len(values), size) if (part := values[k : k + size])]
-
-
-def _legend(series: Sequence[Series]) -> Markup:
-    if len(series) == 1:
-        return Markup("")
-    items = Markup("").join(
-        Markup('<li><svg class="key" viewBox="0 0 26 10"><path class="line {}" d="M1 5H25"/></svg>{}</li>').format(
-            s.style, s.name
-        )
-        for s in series
-    )
-    return Markup('<ul class="legend">{}</ul>').format(items)
-
-
-def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
-    label = f"{chart.title} ({chart.y_label}) over {chart.x_label}: " + ", ".join(s.name for s in series)
-    parts = [*_grid(c), *_marks(chart, c), *(part for s in series for part in _line(s, c))]
-    outside = [*_axes(chart, c), *(_end_labels(series, c) if chart.labels_at_ends else [])]
-    return Markup(
-        '<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-plot="{}">'
-        '<svg x="{}" y="{}" width="{}" height="{}" viewBox="{} {} {} {}">{}</svg>{}</svg>'
-    ).format(
-        c.kind, c.width, c.height, label, json.dumps(_geometry(c)),
-        *_clip(c), *_clip(c), Markup("").join(parts), Markup("").join(outside),
-    )  # fmt: skip
-
-
-def _clip(c: Canvas) -> tuple[int, int, int, int]:
-    """Return the plot area with a margin for the stroke. An inner <svg> with this box clips the lines."""
-    return c.left - 4, c.top - 4, c.width - c.left - c.right + 8, c.height - c.top - c.bottom + 8
-
-
-def _geometry(c: Canvas) -> dict[str, float]:
-    (x0, x1), (y0, y1) = c.x_range, c.y_range
-    edges = {"left": c.left, "right": c.width - c.right, "top": c.top, "bottom": c.height - c.bottom}
-    return {**edges, "x0": x0, "x1": x1, "y0": y0, "y1": y1, "width": c.width, "height": c.height}
-
-
-def _grid(c: Canvas) -> Iterator[Markup]:
-    for value, _ in _y_labels(c.y_range):
-        yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(c.left, c.y(value), c.width - c.right)
-
-
-def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
-    for value, label in _y_labels(c.y_range):
-        yield svg_text(c.left - LABEL_GAP, c.y(value) + 4, label, "end")
-    floor = c.height - c.bottom
-    yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
-    for value, label in _x_labels(chart, c):
-        yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
-        yield svg_text(c.x(value), floor + 16, label, "middle")
-    yield svg_text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
-
-
-def _end_labels(series: Sequence[Series], c: Canvas) -> Iterator[Markup]:
-    """Write each name beside its line's last point, moved up or down where names would overlap."""
+def _ends(series: Sequence[Series], c: Canvas) -> list[tuple[Series, float, float, float]]:
+    """Return each line with its last point and the y of its name, which moves up or down where names would overlap."""
     ends = sorted(((c.y(s.y[-1]), c.x(s.x[-1]), s) for s in series), key=lambda end: end[:2])
-    x = c.width - c.right + LEADER
-    for (y, from_x, s), at in zip(ends, apart([y for y, *_ in ends], c.top, c.height - c.bottom), strict=True):
-        yield Markup('<path class="line leader {}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
-            s.style, from_x + 5, y, x - 4, at
-        )
-        yield Markup('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>').format(x, at + 4, s.name)
+    places = apart([y for y, *_ in ends], c.top, c.height - c.bottom)
+    return [(s, x, y, at) for (y, x, s), at in zip(ends, places, strict=True)]
 
 
 def apart(wanted: Sequence[float], low: float, high: float) -> list[float]:
@@ -271,10 +226,6 @@ def apart(wanted: Sequence[float], low: float, high: float) -> list[float]:
         last = high - LABEL_HEIGHT * (len(wanted) - 1 - k)
         places.append(max(places[-1] + LABEL_HEIGHT if places else low, min(y, last)))
     return places
-
-
-def _y_labels(y_range: tuple[float, float]) -> list[tuple[float, str]]:
-    return _labelled(ticks(*y_range, 5))
 
 
 def _x_labels(chart: Chart, c: Canvas) -> list[tuple[float, str]]:
@@ -295,21 +246,3 @@ def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
 
 def svg_text(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
-
-
-def _marks(chart: Chart, c: Canvas) -> Iterator[Markup]:
-    for x, label in chart.marks:
-        yield Markup('<path class="mark" d="M{:.1f} {}V{}"><title>{}</title></path>').format(
-            c.x(x), c.top, c.height - c.bottom, label
-        )
-
-
-def _line(s: Series, c: Canvas) -> Iterator[Markup]:
-    points = [(c.x(x), c.y(y)) for x, y in zip(s.x, s.y, strict=True)]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    for (x, _), (low, high) in zip(points, s.ranges, strict=False):
-        yield Markup('<path class="line {} range" d="M{:.1f} {:.1f}V{:.1f}"/>').format(s.style, x, c.y(low), c.y(high))
-    yield Markup('<path class="line {}" d="{}"/>').format(s.style, path)
-    if len(points) <= FEW_POINTS and not s.is_reference:
-        for x, y in points:
-            yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(s.style, x, y)

@@ -1,8 +1,9 @@
-"""Self-contained HTML pages from jinja2 templates, and the number formats that the templates use."""
+"""Self-contained HTML pages from jinja2 templates, the number formats that they use, and what compared things share."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
@@ -15,12 +16,12 @@ from fastft.recipe.check import show_value
 def render_page(template: str, **values: Any) -> str:
     """Render a page with inline style and script. It loads nothing from the network."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return _environment().get_template(template).render(version=__version__, made=now, **values)
+    return render(template, version=__version__, made=now, **values)
 
 
-def chart_style(theme: str) -> Markup:
-    """Return the charts' style sheet, for a picture outside a page. theme: "light" or "dark"."""
-    return Markup(_environment().get_template("chart.css").render(theme=theme))
+def render(template: str, **values: Any) -> Markup:
+    """Render a template, such as one for a part of a page."""
+    return Markup(_environment().get_template(template).render(**values))
 
 
 @cache
@@ -52,7 +53,44 @@ def percent(share: float) -> str:
     return f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
 
 
+def joined(*parts: str | None) -> str:
+    """Join the parts that are not empty by commas."""
+    return ", ".join(filter(None, parts))
+
+
+def named(values: Mapping[str, object]) -> str:
+    """Format as "family 26, model 2", without the values that are None or empty."""
+    return joined(*(f"{name} {value}" for name, value in values.items() if value))
+
+
 def flags(text: str) -> Markup:
     """Mark up command-line options in a sentence as code."""
     words = [Markup("<code>{}</code>").format(w) if w.startswith("--") else escape(w) for w in text.split(" ")]
     return Markup(" ").join(words)
+
+
+# pages that compare ---------------------------------------------------------------------------------------------------
+
+COLOURS = 6  # in style.css, as file-1 to file-6
+
+
+class Fact(NamedTuple):
+    """A row in the table of what the compared things are: a name, and the value for each of them."""
+
+    name: str
+    values: list[object]
+
+    @property
+    def differs(self) -> bool:
+        return any(value != self.values[0] for value in self.values)
+
+
+def facts(columns: Sequence[Mapping[str, object]]) -> list[Fact]:
+    """Return a row for each name that one of the columns has. A column is what is known about one thing."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [Fact(name, [column.get(name, "–") for column in columns]) for name in names]
+
+
+def colour(number: int) -> str:
+    """Return the CSS class of the compared thing with this number, from 0."""
+    return f"file-{1 + number % COLOURS}"

@@ -1,7 +1,6 @@
 """The charts on a run's page, with the curves of the paper's own runs."""
 
 import json
-from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -44,29 +43,34 @@ def reference_of(arch: str, image_size: int) -> tuple[str | None, Curve | None]:
 
 def accuracy_charts(run: Run, reference: Curve | None) -> list[Chart]:
     """Draw accuracy, loss and learning rate over epochs, with the reference's curves if there are any."""
+    score, epochs = score_of(run), (0, run.recipe.schedule.epochs)  # the whole schedule, so that all charts align
+
+    def evaluated(weights: str, name: str) -> Series:
+        points = [(epoch + 1, scores.value(name)) for epoch, kind, scores in all_scores(run) if kind == weights]
+        return Series.of(WEIGHTS[weights], weights, points)
+
+    def of_reference(key: str, name: str, style: str) -> Series:
+        return Series.of(name, style, enumerate(getattr(reference, key), 1) if reference else ())
+
+    # the accuracy of the linear probe that the run started from, as a line across the schedule
+    probe = run.baseline.raw.value(score) if run.baseline and run.baseline.raw else None
     per_epoch = [
-        *_evaluated(run, RAW, score_of(run)),
-        *_evaluated(run, EMA, score_of(run)),
-        *_probe(run),
-        *_reference(reference, "top1_raw", "reference raw", "raw reference"),
-        *_reference(reference, "top1_ema", "reference EMA", "ema reference"),
+        evaluated(RAW, score),
+        evaluated(EMA, score),
+        Series.of("linear probe", "own reference", [] if probe is None else [(epoch, probe) for epoch in epochs]),
+        of_reference("top1_raw", "reference raw", "raw reference"),
+        of_reference("top1_ema", "reference EMA", "ema reference"),
     ]
-    training = [
-        *_lines(run, [(i.step, i.loss) for i in run.intervals], "this run"),
-        *_reference(reference, "train_loss", "reference", "own reference"),
-    ]
-    validation = [*_evaluated(run, RAW, "loss"), *_evaluated(run, EMA, "loss")]
-    title = SCORE_NAMES[score_of(run)].capitalize(), EPOCHS, "% of validation images"
-    if score_of(run) == MAP:
+    training = [_logged(run, "this run", "loss"), of_reference("train_loss", "reference", "own reference")]
+    validation = [evaluated(RAW, "loss"), evaluated(EMA, "loss")]
+    title = SCORE_NAMES[score].capitalize(), EPOCHS, "% of validation images"
+    if score == MAP:
         title = "mAP", EPOCHS, "mean average precision over classes, %"
     smoothing = f"cross-entropy, label smoothing {run.recipe.optim.label_smoothing:g}, augmented"
-    lr = _lines(run, [(i.step, i.lr) for i in run.intervals], "lr")
-    # the whole schedule, so that all charts on a page align
-    epochs = (0, run.recipe.schedule.epochs)
-    best = best_evaluation(run.evaluations)
-    marks = (
-        [] if best is None else [(best.epoch + 1, f"{BEST}, {best.epoch}: {counted(best.epoch + 1, 'epochs')} trained")]
-    )
+    marks = []
+    if best := best_evaluation(run.evaluations):
+        marks = [(best.epoch + 1, f"{BEST}, {best.epoch}: {counted(best.epoch + 1, 'epochs')} trained")]
+    lr = [_logged(run, "lr", "lr")]
     return [
         Chart(*title, per_epoch, "top", decimals=2, marks=marks, x_range=epochs),
         Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),
@@ -77,8 +81,7 @@ def accuracy_charts(run: Run, reference: Curve | None) -> list[Chart]:
 
 def speed_charts(run: Run) -> list[Chart]:
     def chart(title: str, unit: str, key: str, name: str, decimals: int, scale: float = 1) -> Chart:
-        points = [(i.step, scale * getattr(i, key)) for i in run.intervals if getattr(i, key) is not None]
-        series, epochs = _lines(run, points, name), (0, run.recipe.schedule.epochs)
+        series, epochs = [_logged(run, name, key, scale)], (0, run.recipe.schedule.epochs)
         return Chart(title, EPOCHS, unit, series, from_zero=True, decimals=decimals, x_range=epochs)
 
     mfu = [chart("MFU", "% of the device's peak", "mfu", "MFU", 1, 100)] if run.on_gpu else []
@@ -90,30 +93,10 @@ def speed_charts(run: Run) -> list[Chart]:
     ]
 
 
-def _evaluated(run: Run, weights: str, score: str) -> list[Series]:
-    points = [(epoch + 1, scores.value(score)) for epoch, kind, scores in all_scores(run) if kind == weights]
-    return [Series(WEIGHTS[weights], weights, *map(list, zip(*points, strict=True)))] if points else []
-
-
-def _probe(run: Run) -> list[Series]:
-    """Draw the accuracy of the linear probe that the run started from as a line across the schedule."""
-    if run.baseline is None or run.baseline.raw is None:
-        return []
-    accuracy, epochs = run.baseline.raw.value(score_of(run)), [0, run.recipe.schedule.epochs]
-    return [Series("linear probe", "own reference", epochs, [accuracy, accuracy])]
-
-
-def _lines(run: Run, points: Sequence[tuple[float, float]], name: str) -> list[Series]:
-    """points: (step, value)."""
-    x = [run.epoch_of(step) for step, _ in points]
-    return [Series(name, "own", x, [value for _, value in points])] if points else []
-
-
-def _reference(curve: Curve | None, key: str, name: str, style: str) -> list[Series]:
-    if curve is None:
-        return []
-    values = getattr(curve, key)
-    return [Series(name, style, list(range(1, len(values) + 1)), values)]
+def _logged(run: Run, name: str, key: str, scale: float = 1) -> Series:
+    """Draw a figure of the logged intervals."""
+    logged = [(i.step, getattr(i, key)) for i in run.intervals]
+    return Series.of(name, "own", [(run.epoch_of(step), scale * v) for step, v in logged if v is not None])
 
 
 def reliability_chart(calibration: Calibration, multi_label: bool = False) -> Chart:
@@ -131,5 +114,5 @@ def reliability_chart(calibration: Calibration, multi_label: bool = False) -> Ch
 
 def _series(name: str, style: str, reliability: Reliability) -> Series:
     filled = reliability.images > 0
-    confidence, accuracy = (100 * values[filled] for values in (reliability.confidence, reliability.accuracy))
-    return Series(f"{name}, ECE {reliability.ece:.1f} %", style, confidence.tolist(), accuracy.tolist())
+    points = (100 * values[filled] for values in (reliability.confidence, reliability.accuracy))
+    return Series.of(f"{name}, ECE {reliability.ece:.1f} %", style, zip(*(v.tolist() for v in points), strict=True))

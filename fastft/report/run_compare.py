@@ -1,22 +1,21 @@
 """`fastft report RUN RUN ...`: one page to compare runs: accuracy with paired differences, options, time, curves."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from beton_tools.base.atomic import check_writable, write_text
 from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.beton_set import BetonSet
 from fastft.recipe.constants import PROBE
 from fastft.report.charts import Chart, Series, render_chart
-from fastft.report.compare import Fact, colour, facts
-from fastft.report.page import render_page
+from fastft.report.page import Fact, colour, facts, render_page
 from fastft.report.run_charts import EPOCHS
 from fastft.report.run_figures import used_scores
 from fastft.report.run_pairs import ImageResults, compare_image_results, read_image_results
 from fastft.report.run_report import NOT_COMPARED, SUFFIXES
-from fastft.report.run_times import run_cost, training_seconds
+from fastft.report.run_times import RunCost, run_cost, training_seconds
 from fastft.run.evaluations import SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores
 from fastft.run.find_weights import with_choice_so_far
 from fastft.run.paired import Comparison
@@ -25,11 +24,10 @@ from fastft.run.run_directory import Run, load_run
 PAGE = "comparison.html"
 
 
-@dataclass(frozen=True)
-class ComparedRun:
+class ComparedRun(NamedTuple):
     """A run with the page's name for it, which tells it from the others, and the scores for its chosen weights.
 
-    kind: "raw", "ema" or "probe". epoch, scores: None without an evaluation. A probe has no epoch.
+    kind: "raw", "ema", "probe", or "" without an evaluation. epoch, scores: None without one. A probe has no epoch.
     """
 
     name: str
@@ -40,30 +38,22 @@ class ComparedRun:
     images: ImageResults | None
 
 
-@dataclass(frozen=True)
-class ResultRow:
+class ResultRow(NamedTuple):
     """A run's result and time.
 
     Attributes:
-        state: "" if the run has ended.
+        weights: "linear probe", "raw", "EMA", or "" without an evaluation.
         error: the standard error of `score`, if that is top-1.
-        paired: how far it is ahead of the first run. None for the first run.
-        seconds, hours, money: so far. `hours` and `money` are for all devices together.
+        paired: how far it is ahead of the first run. None for the first run, or if images or predictions are not there.
+        cost: None if nothing is logged yet.
     """
 
-    name: str
-    folder: str
-    state: str
+    compared: ComparedRun
     weights: str
-    epoch: int | None
     score: float | None
     error: float | None
-    samples: int
     paired: Comparison | None
-    seconds: float | None
-    hours: float | None
-    money: float | None
-    device: str
+    cost: RunCost | None
 
 
 def load_compared(folders: Sequence[Path], opened: Sequence[BetonSet] = ()) -> list[ComparedRun]:
@@ -76,7 +66,14 @@ def load_compared(folders: Sequence[Path], opened: Sequence[BetonSet] = ()) -> l
     if twice is not None:
         raise UserError(f"{twice} is given twice. Give each run once")
     runs = [with_choice_so_far(load_run(folder)) for folder in folders]
-    return [_compared(name, run, opened) for name, run in zip(short_names(resolved), runs, strict=True)]
+    compared = []
+    for name, run in zip(short_names(resolved), runs, strict=True):
+        epoch, kind, scores = None, "", None
+        if run.evaluations or (run.weights is not None and run.baseline is not None):
+            epoch, kind, scores = used_scores(run)
+        epoch = None if kind == PROBE else epoch
+        compared.append(ComparedRun(name, run, kind, epoch, scores, read_image_results(run, opened)))
+    return compared
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -88,13 +85,6 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _compared(name: str, run: Run, opened: Sequence[BetonSet]) -> ComparedRun:
-    if not run.evaluations and (run.weights is None or run.baseline is None):
-        return ComparedRun(name, run, "", None, None, read_image_results(run, opened))
-    epoch, kind, scores = used_scores(run)
-    return ComparedRun(name, run, kind, None if kind == PROBE else epoch, scores, read_image_results(run, opened))
-
-
 def score_of(runs: Sequence[ComparedRun]) -> BestBy:
     """Return the score to compare: the one that chose the runs' weights if it is the same for all, otherwise top-1."""
     scores = {c.run.evaluations[-1].best_by for c in runs if c.run.evaluations}
@@ -103,40 +93,17 @@ def score_of(runs: Sequence[ComparedRun]) -> BestBy:
 
 def result_rows(runs: Sequence[ComparedRun], price: float | None = None) -> list[ResultRow]:
     """Return a row per run: its result, its difference from the first run on the same images, and its time."""
-    rows, score = [], score_of(runs)
+    rows, score, first = [], score_of(runs), runs[0].images
     for compared in runs:
-        scores = compared.scores
+        scores, images = compared.scores, compared.images
         value = None if scores is None else getattr(scores, score)
-        cost = run_cost(compared.run, price)
-        spent = cost.so_far if cost else None
-        rows.append(
-            ResultRow(
-                name=compared.name,
-                folder=str(compared.run.folder),
-                state="" if compared.run.finished else "not finished",
-                weights="linear probe" if compared.kind == PROBE else WEIGHTS.get(compared.kind, ""),
-                epoch=compared.epoch,
-                score=value,
-                error=scores.top1_error if scores is not None and value is not None and score == TOP1 else None,
-                samples=0 if scores is None else scores.samples,
-                paired=_paired(runs[0], compared),
-                seconds=spent.wall_seconds if spent else None,
-                hours=spent.hours if spent else None,
-                money=spent.money if spent else None,
-                device=f"{cost.devices} x {cost.device}" if cost else "",
-            )
-        )
+        weights = "linear probe" if compared.kind == PROBE else WEIGHTS.get(compared.kind, "")
+        error = scores.top1_error if scores is not None and value is not None and score == TOP1 else None
+        paired = None
+        if compared is not runs[0] and first is not None and images is not None:
+            paired = compare_image_results(first, images)
+        rows.append(ResultRow(compared, weights, value, error, paired, run_cost(compared.run, price)))
     return rows
-
-
-def _paired(first: ComparedRun, other: ComparedRun) -> Comparison | None:
-    """Return the difference to the first run.
-
-    It is None for that run itself, and if the images or predictions are not available.
-    """
-    if other is first or first.images is None or other.images is None:
-        return None
-    return compare_image_results(first.images, other.images)
 
 
 def differing_options(runs: Sequence[ComparedRun]) -> list[Fact]:
@@ -151,25 +118,19 @@ def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
     title, unit = SCORE_NAMES[score].capitalize(), "% of validation images"
     last = max(compared.run.recipe.epochs for compared in runs)
 
-    def evaluated(key: str, in_minutes: bool = False) -> list[Series]:
-        series = []
-        for k, compared in enumerate(runs):
-            # for the weights that the run chose, otherwise for the EMA
-            drawn = [(e, e.of(compared.kind) or e.headline[1]) for e in compared.run.evaluations]
-            shown = [(e, value) for e, scores in drawn if (value := getattr(scores, key)) is not None]
-            x = [_minutes(compared.run, e.step) if in_minutes else e.epoch + 1 for e, _ in shown]
-            if shown:
-                series.append(Series(compared.name, colour(k), x, [value for _, value in shown]))
-        return series
+    def lines(points: Callable[[ComparedRun], Iterable[tuple[float, float]]]) -> list[Series]:
+        return [Series.of(compared.name, colour(k), points(compared)) for k, compared in enumerate(runs)]
 
-    losses = [
-        Series(
-            compared.name, colour(k), [compared.run.epoch_of(i.step) for i in compared.run.intervals],
-            [i.loss for i in compared.run.intervals],
-        )
-        for k, compared in enumerate(runs)
-        if compared.run.intervals
-    ]  # fmt: skip
+    def evaluated(key: str, in_minutes: bool = False) -> list[Series]:
+        def points(compared: ComparedRun) -> Iterator[tuple[float, float]]:
+            for e in compared.run.evaluations:
+                scores = e.of(compared.kind) or e.headline[1]  # the weights that the run chose, otherwise the EMA
+                if (value := getattr(scores, key)) is not None:
+                    yield _minutes(compared.run, e.step) if in_minutes else e.epoch + 1, value
+
+        return lines(points)
+
+    losses = lines(lambda compared: [(compared.run.epoch_of(i.step), i.loss) for i in compared.run.intervals])
     return [
         Chart(title, EPOCHS, unit, evaluated(score), "top", decimals=2, x_range=(0, last)),
         Chart(f"{title} over time", "minutes of training steps", unit, evaluated(score, True), "top", decimals=2),
@@ -180,12 +141,8 @@ def comparison_charts(runs: Sequence[ComparedRun]) -> list[Chart]:
 
 def _minutes(run: Run, step: float) -> float:
     """Return the minutes spent on training steps up to a step, without evaluations and start."""
-    seconds = 0.0
-    for interval, own in zip(run.intervals, training_seconds(run), strict=True):
-        if interval.step > step:
-            break
-        seconds += own
-    return seconds / 60
+    seconds = zip(run.intervals, training_seconds(run), strict=True)
+    return sum(own for interval, own in seconds if interval.step <= step) / 60
 
 
 def write_comparison(runs: Sequence[ComparedRun], out: Path, price: float | None = None) -> Path:
@@ -201,7 +158,7 @@ def write_comparison(runs: Sequence[ComparedRun], out: Path, price: float | None
         options=differing_options(runs),
         charts=[render_chart(chart) for chart in comparison_charts(runs)],
         price=price,
-        devices=sorted({row.device for row in rows} - {""}),
+        devices=sorted({f"{row.cost.devices} x {row.cost.device}" for row in rows if row.cost}),
     )
     with report_disk_errors(out, "Choose another --out"):
         write_text(out, page)

@@ -1,12 +1,12 @@
 """The figures at the top of a run's page and of its sections, with the warnings that they are to be read with."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
 from fastft.data.warnings import ACCURACY, SPEED, TRAINING, About
 from fastft.recipe.constants import PROBE
-from fastft.report.page import percent
+from fastft.report.page import joined, percent
 from fastft.run.chosen_weights import warnings_of_choice
 from fastft.run.evaluations import BALANCED_ACCURACY, MAP, SCORE_NAMES, TOP1, WEIGHTS, BestBy, Scores, best_evaluation
 from fastft.run.run_directory import Run
@@ -16,32 +16,29 @@ BEST = "best epoch"  # text on the tile and on the mark in the chart
 Texts = tuple[str, str, str]  # label, value, and the note below
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """A figure at the top of a section, the note below, and the numbers of the warnings that it is to be read with."""
 
     label: str
     value: str
     below: str
-    warnings: list[int] = field(default_factory=list)
+    warnings: Sequence[int] = ()
 
 
 def headline(run: Run) -> list[Tile]:
     """Return the results at the top. A warning about the accuracy concerns all of them, one about training the first."""
-    figures = [*_accuracy(run), *_probe(run), *_f1(run), *_expected(run)]
-    return _tiles(figures, run_warnings(run), [ACCURACY, TRAINING], [ACCURACY])
+    return _tiles(run, [*_accuracy(run), *_probe(run), *_f1(run), *_expected(run)], ACCURACY, TRAINING)
 
 
 def speed_tiles(run: Run) -> list[Tile]:
-    return _tiles(_speed(run), run_warnings(run), [SPEED], [SPEED])
+    return _tiles(run, _speed(run), SPEED)
 
 
-def _tiles(
-    figures: Iterable[Texts], warnings: Sequence[SaidWarning], first: Sequence[About], others: Sequence[About]
-) -> list[Tile]:
-    """Make tiles. first, others: what the warnings are about that concern the first tile, and the other ones."""
+def _tiles(run: Run, figures: Iterable[Texts], about: About, *of_first: About) -> list[Tile]:
+    """about: what the warnings are about that concern all tiles. of_first: the same for the first tile alone."""
+    warnings = list(enumerate(run_warnings(run), 1))
     return [
-        Tile(*texts, [n for n, warning in enumerate(warnings, 1) if warning.about in (others if k else first)])
+        Tile(*texts, [n for n, w in warnings if w.about == about or (k == 0 and w.about in of_first)])
         for k, texts in enumerate(figures)
     ]
 
@@ -125,12 +122,10 @@ def _probe(run: Run) -> Iterator[Texts]:
 def _f1(run: Run) -> Iterator[Texts]:
     if not run.evaluations or (used := used_scores(run)[2]).macro_f1 is None:
         return
-    beside = {
-        MAP: "thresholds from the other half of the images",
-        TOP1: f"balanced accuracy {used.balanced_accuracy or 0.0:.2f} %",
-    }.get(score_of(run), "")
-    ece = "" if used.ece is None else f"calibration error {used.ece:.1f} %"
-    yield "macro F1", f"{used.macro_f1:.2f} %", ", ".join(filter(None, (beside, ece)))
+    balanced = f"balanced accuracy {used.balanced_accuracy or 0.0:.2f} %"
+    beside = {MAP: "thresholds from the other half of the images", TOP1: balanced}.get(score_of(run))
+    ece = None if used.ece is None else f"calibration error {used.ece:.1f} %"
+    yield "macro F1", f"{used.macro_f1:.2f} %", joined(beside, ece)
 
 
 def _expected(run: Run) -> Iterator[Texts]:

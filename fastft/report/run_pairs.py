@@ -1,12 +1,13 @@
 """Pair the predictions that two runs made for the same validation images."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.sample_table import classes_of
 from fastft.recipe.constants import EMA, PROBE, RAW
 from fastft.run.baseline import read_baseline
 from fastft.run.evaluations import BALANCED_ACCURACY, PAIRED, TOP1, BestBy
@@ -16,12 +17,10 @@ from fastft.run.predictions import read_validation
 from fastft.run.run_directory import Run
 
 
-@dataclass(frozen=True)
-class ImageResults:
+class ImageResults(NamedTuple):
     """A run's predictions for its validation images, from its last evaluation.
 
     Attributes:
-        kind: the weights, "raw", "ema" or "probe".
         names: the images' names in their source.
         contents: their content ids, uint64 (N,). None for files of earlier versions.
         truth: the labels by class name, one text per image.
@@ -29,8 +28,6 @@ class ImageResults:
         right: bool (N,), multi-label (N, K).
     """
 
-    kind: str
-    epoch: int
     score: BestBy
     names: Sequence[str]
     contents: np.ndarray | None
@@ -65,7 +62,7 @@ def read_image_results(run: Run, opened: Sequence[BetonSet] = ()) -> ImageResult
         probe = None if baseline is None else baseline.at(run.weights.image_size)
         if probe is None or probe.selection is not None or (stored := probe.right_of(right.shape)) is None:
             return None
-        kind, right = PROBE, stored
+        right = stored
     try:
         betons = open_of_run(run, "data.val", opened)
         names, contents = betons.read_names(), betons.read_contents()
@@ -74,16 +71,8 @@ def read_image_results(run: Run, opened: Sequence[BetonSet] = ()) -> ImageResult
     labels = arrays["labels"]
     if names is None or len(names) != len(labels):
         return None
-    truth = _label_texts(labels, betons.class_names)
-    score = run.evaluations[-1].best_by
-    return ImageResults(kind, int(arrays["epoch"]), score, list(names), contents, truth, labels, right)
-
-
-def _label_texts(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Return each image's class name, or its class names joined by ";". labels: int64 (N,), multi-label bool (N, K)."""
-    if labels.ndim == 2:
-        return [";".join(classes[k] for k in np.flatnonzero(row).tolist()) for row in labels]
-    return [classes[k] for k in labels.tolist()]
+    truth = [";".join(betons.class_names[k] for k in classes_of(row)) for row in labels]
+    return ImageResults(run.evaluations[-1].best_by, list(names), contents, truth, labels, right)
 
 
 def compare_image_results(first: ImageResults, second: ImageResults) -> Comparison | None:

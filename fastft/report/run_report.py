@@ -4,20 +4,19 @@
 run_charts.py, time and cost in run_times.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from beton_tools.base.atomic import check_output, write_text
 from beton_tools.base.console import counted, printable
 from beton_tools.base.errors import UserError, report_disk_errors
-from fastft.evaluate.file_report import FileReport, NamedClass
 from fastft.evaluate.mistakes import Mistake, RunPredictions, predict_validation, thumbnail
 from fastft.recipe import AskedRecipe, Choice, Recipe, differences, load_recipe
 from fastft.recipe.constants import AUTO
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import render_chart
-from fastft.report.page import render_page
+from fastft.report.page import joined, render_page
 from fastft.report.run_charts import accuracy_charts, reference_of, reliability_chart, speed_charts
 from fastft.report.run_figures import all_scores, headline, run_warnings, score_of, speed_tiles
 from fastft.report.run_times import profiled, run_cost, time_split
@@ -76,8 +75,13 @@ def render_run(
     base = base_recipe(run, reference_name, bool(choices))
     if not run.on_imagenet:
         reference_name, reference = None, None
-    classes = lowest_first(predictions.report) if predictions else []
-    multi_label = score_of(run) == MAP
+    classes = [c for c in predictions.report.classes if c.images] if predictions else []
+    classes.sort(key=lambda c: (c.f1 or 0.0, c.name))
+    m = run.machine  # as far as it is logged
+    device, cores = f"{m.world_size} x {m.device}" if m.device else "", "" if m.cores is None else f"{m.cores} cores"
+    score = score_of(run)
+    multi_label = score == MAP
+    evaluated = {name for _, _, scores in all_scores(run) for name in scores.numbers()}
     return render_page(
         "run.html",
         title=run.folder.resolve().name,
@@ -95,14 +99,19 @@ def render_run(
         # accuracy
         reference_name=reference_name,
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
-        columns=evaluation_columns(run),
+        # the score that compares epochs comes first
+        columns=[c for c in sorted(COLUMNS, key=lambda c: c[1] != score) if c[1] in evaluated],
         # recipe and data
         base=base,
-        diff=[] if base is None else recipe_diff(run.recipe, base, choices),
+        diff=recipe_diff(run.recipe, base, choices),
         reasons=bool(choices),
-        data=list(data_files(run)),
+        data=[
+            (role, path, part, None if manifest is None else manifest.summary())
+            for role, option in (("training", "data.train"), ("validation", "data.val"))
+            for path, part, manifest in used_files(run.recipe, option, run.identity, run.folder)
+        ],
         # speed, time and cost
-        machine=machine_line(run),
+        machine=joined(device, cores, m.precision, f"torch {m.torch}" if m.torch else ""),
         speed_figures=speed_tiles(run),
         speed=[render_chart(c) for c in speed_charts(run)],
         split=time_split(run),
@@ -120,30 +129,7 @@ def _state(run: Run) -> str:
     return f"not finished: step {step:,} of {run.total_steps:,}" if step else "nothing logged yet"
 
 
-def machine_line(run: Run) -> str:
-    """Describe the run's hardware, as far as it is logged."""
-    m = run.machine
-    words = [
-        f"{m.world_size} x {m.device}" if m.device else "",
-        "" if m.cores is None else f"{m.cores} cores",
-        m.precision,
-        f"torch {m.torch}" if m.torch else "",
-    ]
-    return ", ".join(filter(None, words))
-
-
 # classes and training images ---------------------------------------------------------------------------------------------
-
-
-def lowest_first(report: FileReport) -> list[NamedClass]:
-    """Return the classes that have images, the one with the lowest F1 first."""
-    return sorted((c for c in report.classes if c.images), key=lambda c: (c.f1 or 0.0, c.name))
-
-
-def evaluation_columns(run: Run) -> list[tuple[str, str, int]]:
-    """Return those of COLUMNS that any evaluation has, the one that compares epochs first."""
-    found = {name for _, _, scores in all_scores(run) for name in scores.numbers()}
-    return [column for column in sorted(COLUMNS, key=lambda c: c[1] != score_of(run)) if column[1] in found]
 
 
 @dataclass(frozen=True)
@@ -171,16 +157,11 @@ def training_images(run: Run) -> TrainingImages | None:
         names, listed = files.class_names, files.read_names()
         doubts = [
             Mistake(
-                sample=d.sample,
-                truth=names[d.label],
-                truth_probability=d.label_probability,
-                predicted=names[d.predicted],
-                predicted_probability=d.predicted_probability,
-                image=thumbnail(files, d.sample),
-                file=printable(listed[d.sample]) if listed else "",
+                d.sample, names[d.label], d.label_probability, names[d.predicted], d.predicted_probability,
+                image=thumbnail(files, d.sample), file=printable(listed[d.sample]) if listed else "",
             )
             for d in found.doubts
-        ]
+        ]  # fmt: skip
     except UserError:
         return None
     return TrainingImages(found, names, doubts)
@@ -189,16 +170,12 @@ def training_images(run: Run) -> TrainingImages | None:
 # recipe and data ---------------------------------------------------------------------------------------------------------
 
 
-def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> AskedRecipe | None:
-    """Return the recipe to compare with. On images other than ImageNet it is the run's own as shipped, or `photos`.
-
-    Returns None if the recipes are not available.
-    """
+def base_recipe(run: Run, paper_name: str | None, is_automatic: bool) -> AskedRecipe:
+    """Return the recipe to compare with. On images other than ImageNet it is the run's own as shipped, or `photos`."""
     own = RECIPES / f"{run.recipe.name}.yaml"
     if run.on_imagenet or not (own.is_file() or is_automatic):
         own = RECIPES / f"{paper_name or 'final_b16'}.yaml"
-    default = own if own.is_file() else RECIPES / "photos.yaml"
-    return load_recipe(default) if default.is_file() else None
+    return load_recipe(own if own.is_file() else RECIPES / "photos.yaml")
 
 
 def recipe_diff(
@@ -211,10 +188,3 @@ def recipe_diff(
         for key, theirs in base.flat().items()
         if (key in differing or key in choices) and key not in NOT_COMPARED
     ]
-
-
-def data_files(run: Run) -> Iterator[tuple[str, str, str, Mapping[str, object] | None]]:
-    """Yield (role, path, part that is used, manifest's summary or None) for the files of the training and evaluations."""
-    for role, option in (("training", "data.train"), ("validation", "data.val")):
-        for path, part, manifest in used_files(run.recipe, option, run.identity, run.folder):
-            yield role, path, part, None if manifest is None else manifest.summary()

@@ -1,7 +1,7 @@
 """Numbers from a run's log: cost so far and at the end, and where the time went."""
 
-from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, Diagnosis, Part, diagnose, shares
 from fastft.run import profile
@@ -9,11 +9,9 @@ from fastft.run.json_files import read_document
 from fastft.run.run_directory import Run
 
 MOST_OPERATIONS = 10
-SO_FAR = "so far"
 
 
-@dataclass(frozen=True)
-class CostRow:
+class CostRow(NamedTuple):
     """The time of one activity. hours, money: for all devices together. extrapolated: it includes remaining steps."""
 
     what: str
@@ -23,22 +21,17 @@ class CostRow:
     extrapolated: bool = False
 
 
-@dataclass(frozen=True)
-class RunCost:
-    """Device-hours and money of a run. price: per device-hour."""
+class RunCost(NamedTuple):
+    """Device-hours and money of a run. price: per device-hour. so_far: one of the rows."""
 
     device: str
     devices: int
     price: float | None
     rows: list[CostRow]
-
-    @property
-    def so_far(self) -> CostRow:
-        return next(row for row in self.rows if row.what == SO_FAR)
+    so_far: CostRow
 
 
-@dataclass(frozen=True)
-class TimeSplit:
+class TimeSplit(NamedTuple):
     """Where the time of the training loop and of the loader's threads went."""
 
     loop: list[Part]
@@ -46,8 +39,7 @@ class TimeSplit:
     diagnosis: Diagnosis | None
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """The longest operations in some steps, and the seconds of all. files: to link."""
 
     steps: int
@@ -73,13 +65,17 @@ def run_cost(run: Run, price: float | None) -> RunCost | None:
         "evaluation": sum(e.seconds for e in run.evaluations),
         "checkpoints": sum(c.seconds for c in run.log.checkpoint),
     }
-    parts = {name: seconds for name, seconds in parts.items() if seconds}
-    so_far = sum(parts.values())
-    rows = [_row(name, seconds, devices, price) for name, seconds in parts.items()]
-    rows.append(_row(SO_FAR, so_far, devices, price))
-    if not run.stopped and (left := seconds_left(run)) > 0:
-        rows.append(_row("at the end", so_far + left, devices, price, extrapolated=True))
-    return RunCost(device, devices, price, rows)
+
+    def row(what: str, seconds: float, extrapolated: bool = False) -> CostRow:
+        hours = seconds * devices / 3600
+        return CostRow(what, seconds, hours, None if price is None else hours * price, extrapolated)
+
+    total = sum(parts.values())
+    so_far, left = row("so far", total), 0.0 if run.stopped else seconds_left(run)
+    ending = [row("at the end", total + left, extrapolated=True)] if left > 0 else []
+    return RunCost(
+        device, devices, price, [*(row(*part) for part in parts.items() if part[1]), so_far, *ending], so_far
+    )
 
 
 def training_seconds(run: Run) -> list[float]:
@@ -95,11 +91,6 @@ def seconds_left(run: Run) -> float:
         return training
     left = run.recipe.evaluations_after(run.evaluations[-1].epoch + 1)
     return training + left * median(e.seconds for e in run.evaluations)
-
-
-def _row(what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False) -> CostRow:
-    hours = seconds * devices / 3600
-    return CostRow(what, seconds, hours, None if price is None else hours * price, extrapolated)
 
 
 def time_split(run: Run) -> TimeSplit | None:
@@ -132,7 +123,5 @@ def profiled(run: Run) -> Profile | None:
     if stored is None:
         return None
     total = sum(operation.seconds for operation in stored.operations) or 1.0
-    files = [name for name in (profile.TRACE, profile.MEMORY) if (folder / name).is_file()]
-    return Profile(
-        stored.steps, stored.operations[:MOST_OPERATIONS], total, [f"{profile.FOLDER}/{name}" for name in files]
-    )
+    files = [f"{profile.FOLDER}/{name}" for name in (profile.TRACE, profile.MEMORY) if (folder / name).is_file()]
+    return Profile(stored.steps, stored.operations[:MOST_OPERATIONS], total, files)

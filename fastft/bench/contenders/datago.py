@@ -16,31 +16,22 @@ def make(task: Task) -> Pass:
     import torch
 
     os.environ["DATAGO_MAX_TASKS"] = str(task.threads)
-    source = {"root_path": task.files["folder"], "random_sampling": True, "rank": 0, "world_size": 1}
     config = {
-        "source_type": "file",
-        "source_config": source,
-        "limit": len(task.paths),
-        "samples_buffer_size": task.batch,
-    }
-    client, transform = (
-        library("datago", "datago").DatagoClient(json.dumps(config)),
-        RetryingTransform(task.size, task.work),
-    )
-
-    def samples() -> Iterator[torch.Tensor]:
-        for _ in range(task.repeat):
-            client.start()
-            while (sample := client.get_sample()) is not None:
-                yield transform(sample.image.to_pil_image().convert("RGB"))
+        "source_type": "file", "limit": len(task.paths), "samples_buffer_size": task.batch,
+        "source_config": {"root_path": task.files["folder"], "random_sampling": True, "rank": 0, "world_size": 1},
+    }  # fmt: skip
+    client = library("datago", "datago").DatagoClient(json.dumps(config))
+    transform = RetryingTransform(task.size, task.work)
 
     def one_pass() -> Iterator[int]:
         batch: list[torch.Tensor] = []
-        for image in samples():
-            batch.append(image)
-            if len(batch) == task.batch:
-                yield len(torch.stack(batch))
-                batch.clear()
+        for _ in range(task.repeat):
+            client.start()
+            while (sample := client.get_sample()) is not None:
+                batch.append(transform(sample.image.to_pil_image().convert("RGB")))
+                if len(batch) == task.batch:
+                    yield len(torch.stack(batch))
+                    batch.clear()
 
     return one_pass
 

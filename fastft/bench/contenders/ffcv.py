@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastft.bench.contenders.torchvision import image_folder
 from fastft.bench.dataset import QUALITY
 from fastft.bench.ours import repeated
 from fastft.bench.task import AUGMENT, BETON, ERASE, RATIO, SCALE, Entry, Pass, Task, Work
@@ -50,48 +51,30 @@ def loader(task: Task, operations: list[Any], order: str = "RANDOM", **options: 
     from ffcv.loader import OrderOption
 
     train = task.work != Work.EVALUATION
+    decodes = task.work == Work.DECODE
     made = FfcvLoader(
         task.files["beton"], task.batch, task.threads, order=OrderOption[order if train else "SEQUENTIAL"],
-        seed=0, indices=repeated(task), drop_last=train, pipelines={"image": operations}, **options,
+        seed=0, indices=repeated(task), drop_last=train and not decodes,
+        pipelines={"image": operations, **({"label": None} if decodes else {})}, **options,
     )  # fmt: skip
-    return lambda: (len(images) for images, _ in made)
+    return lambda: (len(images) for images, *_ in made)
 
 
 def decode(task: Task) -> Pass:
     """Decode and resize a random crop, through its Loader. Without a resize there is no random crop."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor
 
-    decoder = RandomResizedCropRGBImageDecoder((task.size, task.size), SCALE, RATIO)
-    made = Loader(
-        task.files["beton"], task.batch, num_workers=1, order=OrderOption.RANDOM, drop_last=False,
-        pipelines={"image": [decoder, ToTensor()], "label": None},
-    )  # fmt: skip
-    return lambda: (len(images) for (images,) in made)
-
-
-class Images:
-    """An indexable data set of (Pillow image, label), which FFCV's documentation passes to its writer."""
-
-    def __init__(self, task: Task) -> None:
-        self.paths = task.paths * task.repeat
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        return Image.open(self.paths[i]).convert("RGB"), 0
+    return loader(task, [RandomResizedCropRGBImageDecoder((task.size, task.size), SCALE, RATIO), ToTensor()])
 
 
 def convert(task: Task) -> Callable[[int | None], int]:
     """Write a .beton with FFCV's DatasetWriter, whose images have at most this many pixels on their longest side."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
+    from torchvision.datasets.folder import default_loader
 
-    images, path = Images(task), Path(task.files["scratch"]) / "ffcv.beton"
+    images, path = image_folder(task, default_loader), Path(task.files["scratch"]) / "ffcv.beton"
 
     def run(side: int | None) -> int:
         image = RGBImageField("jpg", max_resolution=side, jpeg_quality=QUALITY)
@@ -113,10 +96,5 @@ STOCK, NORMALISED, DECODER, OPERATIONS = (
 ENTRIES = (
     *(STOCK, NORMALISED, DECODER, OPERATIONS),
     Entry("stock FFCV", "ffcv", decode, {Work.DECODE: ("with its resize to 224", "fast DCT")}, reads=BETON),
-    Entry(
-        "FFCV DatasetWriter",
-        "ffcv",
-        convert,
-        {Work.CONVERT: ("decodes and encodes every image", "writes no crop index")},
-    ),
-)
+    Entry("FFCV DatasetWriter", "ffcv", convert, {Work.CONVERT: ("decodes and encodes every image", "writes no crop index")}),
+)  # fmt: skip

@@ -1,23 +1,18 @@
 """LitData (github.com/Lightning-AI/litData): optimised chunks with the same JPEGs, Pillow, timm's transform."""
 
-from collections.abc import Callable
-from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from fastft.bench.child import library
 from fastft.bench.contenders.timm import NCHW, RetryingTransform
 from fastft.bench.contenders.webdataset import TIMM
-from fastft.bench.task import Entry, Pass, Task, Work
+from fastft.bench.task import Entry, Pass, Task, Work, read_file
 
 CHUNK_BYTES = "64MB"  # its documentation's
 
 
 def make(task: Task) -> Pass:
     lit = library("litdata", "litdata")
-    transform = partial(decoded, RetryingTransform(task.size, task.work))
-    dataset = lit.StreamingDataset(chunks(task), shuffle=True, transform=transform)
+    dataset = lit.StreamingDataset(chunks(task), shuffle=True, transform=RetryingTransform(task.size, task.work))
     loader = lit.StreamingDataLoader(dataset, batch_size=task.batch, num_workers=task.threads, persistent_workers=True)
     return lambda: (len(images) for images in loader)
 
@@ -29,16 +24,6 @@ def chunks(task: Task) -> str:
         paths = [str(path) for path in task.paths] * task.repeat
         library("litdata", "litdata").optimize(read_file, paths, folder, num_workers=1, chunk_bytes=CHUNK_BYTES)
     return folder
-
-
-def read_file(path: str) -> bytes:
-    return Path(path).read_bytes()
-
-
-def decoded(transform: Callable[[Any], Any], file: bytes, *_: Any) -> Any:
-    from PIL import Image
-
-    return transform(Image.open(BytesIO(file)).convert("RGB"))
 
 
 ENTRIES = (Entry("LitData", "litdata", make, {Work.RECIPE: (TIMM, NCHW), Work.CROP: (TIMM, NCHW)}, prepare=chunks),)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastft.bench.child import library
 from fastft.bench.contenders.timm import NCHW, retried
-from fastft.bench.contenders.torchvision import torch_loader
+from fastft.bench.contenders.torchvision import image_folder, torch_loader
 from fastft.bench.task import (
     AUGMENT,
     ERASE,
@@ -23,29 +23,12 @@ from fastft.bench.task import (
     Task,
     Work,
     decoding,
-    in_memory,
     random_box,
+    read_file,
 )
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 OPENCV = "OpenCV's area or cubic resize"
-
-
-class Folder:
-    """Yields (normalised tensor, label) for each image in a folder with class folders."""
-
-    def __init__(self, task: Task) -> None:
-        self.paths = task.paths * task.repeat
-        classes = sorted({path.parent.name for path in self.paths})
-        self.labels = {name: number for number, name in enumerate(classes)}
-        self.transform = Transform(task.size, task.work)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        path = self.paths[index]
-        return self.transform(path.read_bytes()), self.labels[path.parent.name]
 
 
 class Transform:
@@ -65,13 +48,7 @@ class Transform:
             self.erase = RandomErasing(ERASE, mode="pixel", device="cpu")
 
     def __call__(self, file: bytes) -> Any:
-        return self.finish(self.draw_ops(self.crop(self.decode(file))))
-
-    def decode(self, file: bytes) -> np.ndarray:
-        import simplejpeg
-
-        pixels: np.ndarray = simplejpeg.decode_jpeg(file, "RGB")
-        return pixels
+        return self.finish(self.draw_ops(self.crop(decode(file))))
 
     def crop(self, pixels: np.ndarray) -> np.ndarray:
         """Crop, resize and flip."""
@@ -108,20 +85,20 @@ def make(task: Task) -> Pass:
     cv2 = library("cv2", "opencv-python")
     library("simplejpeg", "simplejpeg")
     cv2.setNumThreads(0)  # OpenCV's users do this in DataLoader workers
-    return torch_loader(Folder(task), task, shuffle=task.work != Work.EVALUATION)
+    data = image_folder(task, read_file, Transform(task.size, task.work))
+    return torch_loader(data, task, shuffle=task.work != Work.EVALUATION)
 
 
 def stages(size: int) -> Stages:
     transform = Transform(size, Work.RECIPE)
     return (
-        (Part.DECODED, transform.decode), (Part.RESIZE, transform.crop), (Part.OPS, transform.draw_ops),
+        (Part.DECODED, decode), (Part.RESIZE, transform.crop), (Part.OPS, transform.draw_ops),
         (Part.FINISH, transform.finish),
     )  # fmt: skip
 
 
-def decoder() -> Callable[[bytes], Any]:
-    decode = library("simplejpeg", "simplejpeg").decode_jpeg
-    return lambda file: decode(file, "RGB")
+def decode(file: bytes) -> Any:
+    return library("simplejpeg", "simplejpeg").decode_jpeg(file, "RGB")
 
 
 def opencv() -> Callable[[bytes], Any]:
@@ -130,10 +107,10 @@ def opencv() -> Callable[[bytes], Any]:
     return lambda file: cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
-WORK = {Work.RECIPE: (OPENCV, "timm's RandAugment", NCHW), Work.CROP: (OPENCV, NCHW), Work.EVALUATION: (OPENCV, NCHW)}
+MOSTLY = (OPENCV, "timm's RandAugment", NCHW)
+WORK = {Work.RECIPE: MOSTLY, Work.CROP: (OPENCV, NCHW), Work.EVALUATION: (OPENCV, NCHW), Work.MEMORY: MOSTLY}
 ENTRIES = (
     Entry("simplejpeg + OpenCV", "simplejpeg", make, WORK, stages=stages),
-    Entry("simplejpeg + OpenCV", "simplejpeg", in_memory(stages), {Work.MEMORY: WORK[Work.RECIPE]}),
-    Entry("simplejpeg", "simplejpeg", decoding(decoder), {Work.DECODE: WHOLE}),
+    Entry("simplejpeg", "simplejpeg", decoding(lambda: decode), {Work.DECODE: WHOLE}),
     Entry("OpenCV", "opencv-python", decoding(opencv), {Work.DECODE: WHOLE}),
 )

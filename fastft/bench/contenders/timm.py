@@ -1,11 +1,14 @@
 """timm's create_loader, as its train.py calls it. Pillow decodes."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from io import BytesIO
 from typing import Any
 
 from fastft.bench.child import Arm
-from fastft.bench.task import AUGMENT, ERASE, WHOLE, Entry, Part, Pass, Stages, Task, Work, chain, decoding, in_memory
+from fastft.bench.task import AUGMENT, ERASE, WHOLE, Entry, Pass, Stages, Task, Work, decoding, staged
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 TRIES = 20  # about 1 % of the images fail
@@ -29,21 +32,19 @@ def batches(
     """Return timm's loader, which yields (images, labels)."""
     import timm.data
 
-    class RetryingDataset(timm.data.ImageDataset):
-        def __getitem__(self, index: int) -> tuple:
-            return retried(super().__getitem__, index)
-
-    dataset = RetryingDataset(folder)
+    dataset = timm.data.ImageDataset(folder)
     dataset.reader.samples = dataset.reader.samples * repeat
-    return timm.data.create_loader(
+    loader = timm.data.create_loader(
         dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
         interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
         auto_augment=TIMM_NAMES.get(policy, policy), re_prob=erase, re_mode="pixel",
     )  # fmt: skip
+    dataset.transform = partial(retried, dataset.transform)
+    return loader
 
 
 class RetryingTransform:
-    """timm's transform for a Pillow image, picklable, for loaders that bring no augmentation of their own."""
+    """timm's transform for a Pillow image or a file's bytes, picklable, for loaders without augmentation of their own."""
 
     def __init__(self, size: int, work: str) -> None:
         import timm.data
@@ -54,8 +55,8 @@ class RetryingTransform:
             re_prob=ERASE if recipe else 0.0, re_mode="pixel", mean=CLIP_MEAN, std=CLIP_STD,
         )  # fmt: skip
 
-    def __call__(self, image: Any) -> Any:
-        return retried(self.transform, image)
+    def __call__(self, image: Any, *_: Any) -> Any:
+        return retried(self.transform, decode(image) if isinstance(image, bytes | memoryview) else image)
 
 
 def retried(function: Any, argument: Any) -> Any:
@@ -69,35 +70,24 @@ def retried(function: Any, argument: Any) -> Any:
 def stages(size: int) -> Stages:
     """Return create_transform's own list: crop and flip, RandAugment, tensor, normalise, erase."""
     crop, flip, augment, *finish = RetryingTransform(size, Work.RECIPE).transform.transforms
-    return (
-        (Part.DECODED, decode), (Part.RESIZE, lambda image: flip(crop(image))), (Part.OPS, lambda image: retried(augment, image)),
-        (Part.FINISH, chain(finish)),
-    )  # fmt: skip
+    return staged(decode, [crop, flip, partial(retried, augment), *finish])
 
 
-def decode(file: bytes) -> Any:
+def decode(file: bytes | memoryview) -> Any:
     from PIL import Image
 
     return Image.open(BytesIO(file)).convert("RGB")
 
 
-def step(task: Task, **options: Any) -> dict[str, Arm]:
-    from fastft.bench.step_bench import timm_step
-
-    return timm_step(task, **options)
-
-
-def train(task: Task, **options: Any) -> dict[str, Arm]:
-    from fastft.bench.e2e_bench import train_timm
-
-    return train_timm(task, **options)
+def in_bench(file: str, name: str) -> Callable[..., dict[str, Arm]]:
+    """Return a benchmark's function, which is imported when it is called, because it imports torch."""
+    return lambda task, **options: getattr(import_module(f"fastft.bench.{file}"), name)(task, **options)
 
 
-WORK = {Work.RECIPE: (NCHW,), Work.CROP: (NCHW,), Work.EVALUATION: (NCHW,)}
+WORK = dict.fromkeys((Work.RECIPE, Work.CROP, Work.EVALUATION, Work.MEMORY), (NCHW,))
 ENTRIES = (
     Entry("timm", "timm", make, WORK, stages=stages),
-    Entry("timm", "timm", in_memory(stages), {Work.MEMORY: WORK[Work.RECIPE]}),
     Entry("Pillow", "pillow", decoding(lambda: decode), {Work.DECODE: WHOLE}),
-    Entry("timm", "timm", step, {Work.STEP: ()}),
-    Entry("timm", "timm", train, {Work.TRAIN: ()}),
+    Entry("timm", "timm", in_bench("step_bench", "timm_step"), {Work.STEP: ()}),
+    Entry("timm", "timm", in_bench("e2e_bench", "train_timm"), {Work.TRAIN: ()}),
 )

@@ -4,24 +4,9 @@ Its page on performance recommends uint8 tensors for resizing, and torch's DataL
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from fastft.bench.task import (
-    ERASE,
-    RATIO,
-    SCALE,
-    WHOLE,
-    Entry,
-    Part,
-    Pass,
-    Stages,
-    Task,
-    Work,
-    chain,
-    decoding,
-    in_memory,
-)
+from fastft.bench.task import ERASE, RATIO, SCALE, WHOLE, Entry, Pass, Stages, Task, Work, decoding, read_file, staged
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 OTHER = "other RandAugment: one magnitude, bilinear"
@@ -29,16 +14,23 @@ NCHW = "channels first in memory"
 
 
 def make(task: Task) -> Pass:
+    return torch_loader(
+        image_folder(task, decode, transform(task.size, task.work)), task, shuffle=task.work != Work.EVALUATION
+    )
+
+
+def image_folder(task: Task, loader: Callable[[str], Any], transform: Any = None) -> Any:
+    """Return torchvision's data set of (image, class) for the files, `repeat` times."""
     from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(task.files["folder"], transform(task.size, task.work), loader=decode)
+    dataset = ImageFolder(task.files["folder"], transform, loader=loader)
     dataset.samples = dataset.samples * task.repeat
-    return torch_loader(dataset, task, shuffle=task.work != Work.EVALUATION)
+    return dataset
 
 
 def decode(path: str) -> Any:
     """Decode a file to a uint8 tensor (3, H, W)."""
-    return decode_memory(Path(path).read_bytes())
+    return decode_memory(read_file(path))
 
 
 def decode_memory(file: bytes) -> Any:
@@ -79,11 +71,7 @@ def torch_loader(data: Any, task: Task, shuffle: bool | None = True) -> Pass:
 
 
 def stages(size: int) -> Stages:
-    crop, flip, augment, *finish = transform(size, Work.RECIPE).transforms
-    return (
-        (Part.DECODED, decode_memory), (Part.RESIZE, lambda image: flip(crop(image))), (Part.OPS, augment),
-        (Part.FINISH, chain(finish)),
-    )  # fmt: skip
+    return staged(decode_memory, transform(size, Work.RECIPE).transforms)
 
 
 def decoder() -> Callable[[bytes], Any]:
@@ -93,9 +81,9 @@ def decoder() -> Callable[[bytes], Any]:
     return decode_memory
 
 
-WORK = {Work.RECIPE: (OTHER, NCHW), Work.CROP: (NCHW,), Work.EVALUATION: (NCHW,)}
+PARTLY = (OTHER, NCHW)
+WORK = {Work.RECIPE: PARTLY, Work.CROP: (NCHW,), Work.EVALUATION: (NCHW,), Work.MEMORY: PARTLY}
 ENTRIES = (
     Entry("torchvision v2", "torchvision", make, WORK, stages=stages),
-    Entry("torchvision v2", "torchvision", in_memory(stages), {Work.MEMORY: WORK[Work.RECIPE]}),
     Entry("torchvision", "torchvision", decoding(decoder), {Work.DECODE: WHOLE}),
 )

@@ -5,33 +5,30 @@ finds rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
-from fastft.machine.bench_result import OURS, Case, Contender, Measure, Setting, Spread, ratio, spread
+from fastft.machine.bench_result import Case, Contender, Measure, Setting, Spread, ratio, spread
 from fastft.report.charts import nice_step, tick_label
 from fastft.report.page import figure
 
 LEVEL = 0.005  # a ratio this close to 1 counts as level
 TICKS = 4
 HEADROOM = 1.02  # the axis ends at this multiple of the highest round
-LABELLED_SHARE = 0.06  # a part that takes this share of the axis has its number inside
 # words for a better and for a worse fastft result, by unit
 COMPARATIVES = {"MB": ("smaller", "larger"), "GB": ("smaller", "larger"), "share": ("higher", "lower")}
 RATES = ("faster", "slower")
 # settings in words, and settings that are counted: 1 thread, 2 threads
-SETTING_WORDS = {
-    "size": "{} px", "batch": "batch {}", "kB per image": "{} kB per image", "file MB": "file of {} MB",
-}  # fmt: skip
+SETTING_WORDS = {"size": "{} px", "kB per image": "{} kB per image", "file MB": "file of {} MB"}
 COUNTED = ("threads", "images", "rounds", "samples", "files", "gpus")
+COUNTS = ("images", "rounds")
 BANDWIDTH, BANDWIDTH_LIMIT = "bandwidth_share", "at the memory's bandwidth"
 # a round's other figures: shares by key, amounts by the end of the key
 SHARES = {"mfu": "MFU", "waiting": "waiting for data"}
 FIGURE_UNITS = {"mb": "MB", "gb": "GB", "ms": "ms"}
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """One row.
 
     notes: how the work differs, and more figures from the rounds. file, letter: identify compared files, from 1.
@@ -43,14 +40,12 @@ class Bar:
     notes: Sequence[str] = ()
     ratio: str = ""
     ratio_range: str = ""
-    is_own: bool = False
     is_limit: bool = False
     file: int = 0
     letter: str = ""
 
 
-@dataclass(frozen=True)
-class BarFigure:
+class BarFigure(NamedTuple):
     """Bars on one axis from 0 to `end`.
 
     better: "higher" or "lower", or "" to leave it out. compared: the ratios' heading. limit: draws a line across the
@@ -62,7 +57,7 @@ class BarFigure:
     better: str
     bars: Sequence[Bar]
     end: float
-    skipped: Sequence[tuple[str, str]] = ()  # contender, reason
+    skipped: Sequence[Contender] = ()
     compared: str = "fastft is"
     limit: float | None = None
     is_compact: bool = False
@@ -73,10 +68,6 @@ class BarFigure:
         """Return labels and their positions in percent."""
         step = nice_step(self.end / TICKS)
         return [(tick_label(k * step, step), 100 * k * step / self.end) for k in range(int(self.end / step) + 1)]
-
-    @property
-    def has_ratios(self) -> bool:
-        return any(bar.ratio for bar in self.bars)
 
     def place(self, value: float) -> str:
         """Return the position of a value on the axis, as CSS."""
@@ -89,31 +80,24 @@ def axis_end(highest: float) -> float:
 
 def measure_figures(measure: Measure) -> list[BarFigure]:
     """Return a figure per case, all on one axis. The best contender comes first, limits come last."""
-    cases = [case for case in measure.cases if case.measured]
-    bars = [case_bars(measure, case) for case in cases]
-    end = axis_end(max((bar.spread.high for of_case in bars for bar in of_case), default=0.0))
+    cases = [(case, case_bars(measure, case)) for case in measure.cases if case.measured]
+    end = axis_end(max((bar.spread.high for _, bars in cases for bar in bars), default=0.0))
     return [
         BarFigure(
-            describe_setting(varied(case, cases)),
-            measure.unit,
-            measure.better,
-            of_case,
-            end,
-            [(c.name, c.skipped or "") for c in case.skipped],
+            describe_setting(varied(case, [c for c, _ in cases])), measure.unit, measure.better, bars, end, case.skipped
         )
-        for case, of_case in zip(cases, bars, strict=True)
+        for case, bars in cases
     ]
 
 
 def case_bars(measure: Measure, case: Case) -> list[Bar]:
     bars = []
     for c in sorted(case.measured, key=lambda c: (c.limit, rank(measure, c))):
-        text, text_range = describe_ratio(ratio(measure, case, c), measure.unit, c.limit)
-        notes = [*c.differences, *extra_figures(c)]
-        bars.append(Bar(c.name, spread(c), len(c.rounds), notes, text, text_range, c.name == OURS, c.limit))
+        ratios = describe_ratio(ratio(measure, case, c), measure.unit, c.limit)
+        bars.append(Bar(c.name, spread(c), len(c.rounds), [*c.differences, *extra_figures(c)], *ratios, c.limit))
         if (share := median_figures(c).get(BANDWIDTH)) and measure.better == "lower":
-            fastest = spread(c).median * share
-            bars.append(Bar(BANDWIDTH_LIMIT, Spread.of([fastest]), ratio=f"{share:.0%} of it", is_limit=True))
+            fastest = Spread.of([spread(c).median * share])
+            bars.append(Bar(BANDWIDTH_LIMIT, fastest, ratio=f"{share:.0%} of it", is_limit=True))
     return bars
 
 
@@ -168,6 +152,11 @@ def median_figures(contender: Contender) -> dict[str, float]:
     return {name: median(r.figures[name] for r in contender.rounds if name in r.figures) for name in names}
 
 
+def whole_setting(measure: Measure, case: Case) -> Setting:
+    """Return all settings but the counts, which do not make it a different measurement."""
+    return {k: v for k, v in (measure.setting | case.setting).items() if k not in COUNTS}
+
+
 def varied(case: Case, cases: Sequence[Case]) -> Setting:
     """Return the settings that are not the same in all cases, or all settings if there is only one case."""
     return {
@@ -177,54 +166,30 @@ def varied(case: Case, cases: Sequence[Case]) -> Setting:
 
 def describe_setting(setting: Setting) -> str:
     """Describe a setting in words: 224 px, batch 64, 2 threads."""
-    return ", ".join(_word(key, value) for key, value in setting.items())
 
+    def word(key: str, value: str | int | float) -> str:
+        if isinstance(value, str):
+            return value
+        shown = f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+        if key in COUNTED:
+            return f"{shown} {key if value != 1 else key.removesuffix('s')}"
+        return SETTING_WORDS[key].format(shown) if key in SETTING_WORDS else f"{key.replace('_', ' ')} {shown}"
 
-def _word(key: str, value: str | int | float) -> str:
-    shown = f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
-    if key in COUNTED and not isinstance(value, str):
-        return f"{shown} {key if value != 1 else key.removesuffix('s')}"
-    if key in SETTING_WORDS and not isinstance(value, str):
-        return SETTING_WORDS[key].format(shown)
-    return shown if isinstance(value, str) else f"{key.replace('_', ' ')} {shown}"
+    return ", ".join(word(key, value) for key, value in setting.items())
 
 
 # parts of a whole -----------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a stacked bar. label: its number, if there is room for it."""
-
-    name: str
-    value: float
-    share: float  # fraction of the bar
-    colour: int  # from 1
-    label: str
+Stack = tuple[str, dict[str, float]]  # a contender and the value of each part
 
 
-@dataclass(frozen=True)
-class Stack:
-    name: str
-    parts: Sequence[Part]
-    is_own: bool
-
-    @property
-    def total(self) -> float:
-        return sum(part.value for part in self.parts)
-
-    def part(self, name: str) -> Part | None:
-        return next((part for part in self.parts if part.name == name), None)
-
-
-@dataclass(frozen=True)
-class StackFigure:
-    """Stacked bars on one axis from 0 to `end`. names: the parts' names, in order, with their colours."""
+class StackFigure(NamedTuple):
+    """Stacked bars on one axis from 0 to `end`. colours: of the parts in order, from 1."""
 
     title: str
     unit: str
     stacks: Sequence[Stack]
-    names: dict[str, int]
+    colours: dict[str, int]
     end: float
 
 
@@ -233,34 +198,20 @@ def split_figures(measure: Measure, names: Mapping[str, str] | None = None, unit
 
     names: titles of the figures that are parts, in order; None takes all figures.
     """
-    cases = [(case, [stack for c in case.measured if (stack := _values(c, names))]) for case in measure.cases]
+
+    def parts(contender: Contender) -> dict[str, float]:
+        known = median_figures(contender)
+        return known if names is None else {title: known[key] for key, title in names.items() if key in known}
+
+    cases = [(case, [(c.name, of) for c in case.measured if (of := parts(c))]) for case in measure.cases]
     cases = [(case, stacks) for case, stacks in cases if stacks]
-    end = axis_end(max((sum(parts.values()) for _, stacks in cases for _, parts in stacks), default=0.0))
-    found = dict.fromkeys(part for _, stacks in cases for _, parts in stacks for part in parts)
-    colours = {part: k for k, part in enumerate(found, 1)}
+    every = [of for _, stacks in cases for _, of in stacks]
+    end = axis_end(max((sum(of.values()) for of in every), default=0.0))
+    colours = {part: k for k, part in enumerate(dict.fromkeys(part for of in every for part in of), 1)}
     return [
         StackFigure(
-            describe_setting(varied(case, [c for c, _ in cases])),
-            unit or measure.unit,
-            [_stack(name, parts, colours, end) for name, parts in sorted(stacks, key=lambda s: sum(s[1].values()))],
-            colours,
-            end,
+            describe_setting(varied(case, [c for c, _ in cases])), unit or measure.unit,
+            sorted(stacks, key=lambda stack: sum(stack[1].values())), colours, end,
         )
         for case, stacks in cases
-    ]
-
-
-def _values(contender: Contender, names: Mapping[str, str] | None) -> tuple[str, dict[str, float]] | None:
-    """Return a contender's name and its parts, or None if it has none."""
-    known = median_figures(contender)
-    parts = known if names is None else {title: known[key] for key, title in names.items() if key in known}
-    return (contender.name, parts) if parts else None
-
-
-def _stack(name: str, values: Mapping[str, float], colours: Mapping[str, int], end: float) -> Stack:
-    total = sum(values.values()) or 1.0
-    parts = [
-        Part(part, value, value / total, colours[part], figure(value) if value / end >= LABELLED_SHARE else "")
-        for part, value in values.items()
-    ]
-    return Stack(name, parts, name == OURS)
+    ]  # fmt: skip

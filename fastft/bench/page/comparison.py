@@ -1,32 +1,30 @@
 """Several benchmark results on one page, to compare machines, dates or commits measure by measure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
-from fastft.bench.page.bars import Bar, BarFigure, axis_end, describe_setting, range_text, times
+from fastft.bench.page.bars import Bar, BarFigure, axis_end, describe_setting, range_text, times, whole_setting
 from fastft.bench.page.one import (
-    AXES,
-    COUNTS,
+    chart_over,
     describe_gpus,
     describe_version,
     line_axis,
+    line_over,
     machine_facts,
     render_bench,
-    spread_series,
-)  # fmt: skip
-from fastft.bench.page.sentences import USUAL, amount, is_whole, listed, multiple
+)
+from fastft.bench.page.sentences import USUAL, amount, headline_of, listed, multiple
 from fastft.bench.page.verdicts import Paired, Verdict, verdicts
-from fastft.machine.bench_result import OURS, Case, Measure, Result, Spread, ratio, spread
+from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
 from fastft.report.charts import Chart, render_chart
-from fastft.report.compare import colour, facts
-from fastft.report.page import render_page
+from fastft.report.page import colour, facts, joined, render_page
 
 NUMBERS = ("rounds", "ratio", "low", "high", "p_value", "rounds_needed", "below")  # of a verdict
 MOST_FILES = len(ascii_uppercase)
@@ -37,8 +35,7 @@ SAME_FACTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """One of the compared results: its letter, its number from 1, and what sets it apart."""
 
     letter: str
@@ -48,32 +45,28 @@ class File:
 
     @property
     def mark(self) -> Markup:
-        return Markup('<span class="file {}">{}</span>').format(self.style, self.letter)
-
-    @property
-    def style(self) -> str:
-        return colour(self.number - 1)
+        return Markup('<span class="file {}">{}</span>').format(colour(self.number - 1), self.letter)
 
 
-@dataclass(frozen=True)
-class Shared:
+class Shared(NamedTuple):
     """A case that at least two files have, with the measure and case from each of these files."""
 
-    title: str
-    setting: str
     found: Sequence[tuple[File, Measure, Case]]
 
     @property
     def measure(self) -> Measure:
         return self.found[0][1]
 
-    def own(self) -> list[tuple[File, Spread]]:
+    @property
+    def setting(self) -> str:
+        return describe_setting(whole_setting(*self.found[0][1:]))
+
+    def own(self) -> list[tuple[File, Contender]]:
         """fastft's results."""
-        return [(file, spread(c)) for file, _, case in self.found if (c := case.contender())]
+        return [(file, c) for file, _, case in self.found if (c := case.contender())]
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One table row: fastft's results by file, and the last compared with the first.
 
     verdict: None if one of the two has no result.
@@ -103,27 +96,20 @@ class Comparison:
     @property
     def missing(self) -> list[Shared]:
         """fastft's figures in the first file that the last one does not have."""
-        first, last = self.files[0], self.files[-1]
-        known = {_identity(m, case) for m in last.result.measures for case in m.cases if case.contender()}
-        return [
-            Shared(m.title, describe_setting(_setting(m, case)), [(first, m, case)])
-            for m in first.result.measures
-            for case in m.cases
-            if case.contender() and _identity(m, case) not in known
-        ]
+        first, last = (cases_of(file) for file in (self.files[0], self.files[-1]))
+        known = {identity for identity, (_, _, case) in last if case.contender()}
+        return [Shared([one]) for identity, one in first if one[2].contender() and identity not in known]
 
     @property
     def remarks(self) -> list[str]:
         """What besides fastft differs between the first and the last file, and what the last one lacks, in sentences."""
-        first, last = self.files[0].result, self.files[-1].result
-        changed = [fact for fact in facts([machine_facts(first), machine_facts(last)]) if fact.differs]
-        changed = [fact for fact in changed if fact.name in SAME_FACTS]
-        said = [f"another {SAME_FACTS[f.name]}: {f.values[0]} and {f.values[1]}" for f in changed]
-        others = len({first.images.sha256, last.images.sha256} - {None}) > 1
-        if others and "images" not in [fact.name for fact in changed]:
+        results = self.files[0].result, self.files[-1].result
+        changed = {fact.name: fact.values for fact in facts([machine_facts(r) for r in results]) if fact.differs}
+        said = [f"another {SAME_FACTS[name]}: {a} and {b}" for name, (a, b) in changed.items() if name in SAME_FACTS]
+        if len({r.images.sha256 for r in results} - {None}) > 1 and "images" not in changed:
             said.append("other images: their checksums differ")
-        said += [f"{result.date}: files were changed since the commit" for result in (first, last) if result.changed]
-        return said + [f"missing in the last file: {_named(s.title, s.setting)}" for s in self.missing]
+        said += [f"{result.date}: files were changed since the commit" for result in results if result.changed]
+        return said + [f"missing in the last file: {joined(s.measure.title, s.setting)}" for s in self.missing]
 
 
 def compare(results: Sequence[Result], threshold: float | None = None) -> Comparison:
@@ -136,7 +122,11 @@ def compare(results: Sequence[Result], threshold: float | None = None) -> Compar
     if len(results) > MOST_FILES:
         raise UserError(f"{len(results)} results are too many to compare. Give {MOST_FILES} at most")
     files = label_files(results)
-    shared = shared_cases(files)
+    found: dict[object, list[tuple[File, Measure, Case]]] = {}  # in the order of the first file that has each case
+    for identity, one in (pair for file in files for pair in cases_of(file)):
+        if one[2].measured:
+            found.setdefault(identity, []).append(one)
+    shared = [Shared(cases) for cases in found.values() if len({file.number for file, _, _ in cases}) > 1]
     if not shared:
         raise UserError("the results have no measure in common. Compare results from the same benchmark and settings")
     return Comparison(files, shared, changes_of([s for s in shared if s.own()], files, threshold))
@@ -152,7 +142,7 @@ def render_comparison(comparison: Comparison) -> str:
         quick=[file.letter for file in files if file.result.quick],
         sentences=list(sentences(comparison)),
         changes=comparison.changes,
-        charts=[chart for s in line_measures(files) if (chart := render_chart(line_chart(*s)))],
+        charts=list(filter(None, map(render_chart, line_charts(files)))),
         figures=[bars_of(s) for s in shared if line_axis(s.measure) is None],
         marks=[file.mark for file in files],
         facts=facts([machine_facts(file.result) for file in files]),
@@ -174,7 +164,7 @@ def comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison as `fastft report --json` prints it. docs/bench-schema.md describes the keys."""
     figures = [
         {
-            "key": change.shared.measure.key, "title": change.shared.title, "unit": change.shared.measure.unit,
+            "key": change.shared.measure.key, "title": change.shared.measure.title, "unit": change.shared.measure.unit,
             "better": change.shared.measure.better,
             "setting": change.shared.measure.setting | change.shared.found[0][2].setting,
             "medians": [None if cell is None else cell.median for cell in change.cells],
@@ -197,35 +187,20 @@ def label_files(results: Sequence[Result]) -> list[File]:
     described = [
         (r.machine.cpu, f"{r.machine.cores} cores", describe_gpus(r), describe_version(r), r.date[:10]) for r in results
     ]
-    differing = [k for k, column in enumerate(zip(*described, strict=True)) if len(set(column)) > 1]
-    shown = differing or [0, 3, 4]
+    differing = [k for k, column in enumerate(zip(*described, strict=True)) if len(set(column)) > 1] or [0, 3, 4]
     return [
-        File(ascii_uppercase[k], k + 1, ", ".join(row[column] for column in shown), result)
+        File(ascii_uppercase[k], k + 1, ", ".join(row[column] for column in differing), result)
         for k, (row, result) in enumerate(zip(described, results, strict=True))
     ]
 
 
-def shared_cases(files: Sequence[File]) -> list[Shared]:
-    """List the shared cases in the order of the first file that has each of them."""
-    found: dict[object, list[tuple[File, Measure, Case]]] = {}
-    for file in files:
-        for measure in file.result.measures:
-            for case in measure.cases:
-                if case.measured:
-                    found.setdefault(_identity(measure, case), []).append((file, measure, case))
+def cases_of(file: File) -> list[tuple[object, tuple[File, Measure, Case]]]:
+    """Return a file's cases, each with what identifies it in other files."""
     return [
-        Shared(cases[0][1].title, describe_setting(_setting(cases[0][1], cases[0][2])), cases)
-        for cases in found.values()
-        if len({file.number for file, _, _ in cases}) > 1
+        ((m.key, m.unit, tuple(sorted((k, str(v)) for k, v in whole_setting(m, case).items()))), (file, m, case))
+        for m in file.result.measures
+        for case in m.cases
     ]
-
-
-def _setting(measure: Measure, case: Case) -> dict[str, str | int | float]:
-    return {k: v for k, v in (measure.setting | case.setting).items() if k not in COUNTS}
-
-
-def _identity(measure: Measure, case: Case) -> object:
-    return measure.key, measure.unit, tuple(sorted((k, str(v)) for k, v in _setting(measure, case).items()))
 
 
 # sentences ------------------------------------------------------------------------------------------------------------
@@ -233,10 +208,10 @@ def _identity(measure: Measure, case: Case) -> object:
 
 def sentences(comparison: Comparison) -> Iterator[Markup]:
     """State images per second on one core, the ratio to timm, and how many results are better or worse."""
-    whole = next((s for s in comparison.shared if is_whole(s.measure) and len(s.own()) > 1), None)
+    whole = next((s for s in comparison.shared if headline_of(s.measure) and len(s.own()) > 1), None)
     if whole is not None:
-        words = str((whole.measure.setting | whole.found[0][2].setting).get("files", "images"))
-        rates = [Markup("{} on {}").format(amount(value), file.letter) for file, value in whole.own()]
+        words = str(whole_setting(*whole.found[0][1:]).get("files", "images"))
+        rates = [Markup("{} on {}").format(amount(spread(own)), file.letter) for file, own in whole.own()]
         yield Markup("With fastft, one core turns {} {} per second into augmented tensors.").format(
             listed(rates), words
         )
@@ -247,7 +222,7 @@ def sentences(comparison: Comparison) -> Iterator[Markup]:
         ]
         if ratios:
             yield Markup("That is {} the throughput of {}.").format(listed(ratios), USUAL)
-    yield Markup("{}").format(counted(comparison))
+    yield counted(comparison)
 
 
 def counted(comparison: Comparison) -> Markup:
@@ -260,50 +235,40 @@ def counted(comparison: Comparison) -> Markup:
     return said + (f", and these rounds cannot tell for {unknown}." if unknown else ".")
 
 
-def _named(title: str, setting: str) -> str:
-    return ", ".join(filter(None, (title, setting)))
-
-
 # bars, lines and the table --------------------------------------------------------------------------------------------
 
 
 def bars_of(shared: Shared) -> BarFigure:
-    """Return the bars for every contender, one per file, with the ratio to the first file that has it."""
-    names = dict.fromkeys(c.name for _, _, case in shared.found for c in case.measured)
-    bars = [bar for name in names for bar in _bars_of(shared, name)]
+    """Return the bars for every contender, one per file, with the ratio to the first file that has it.
+
+    The files' rounds did not alternate, so a ratio's range is the one between the extremes.
+    """
+    bars = []
+    for name in dict.fromkeys(c.name for _, _, case in shared.found for c in case.measured):
+        found = [(file, c, spread(c)) for file, _, case in shared.found if (c := case.contender(name))]
+        first = found[0][2]
+        for file, contender, value in found:
+            bar = Bar(
+                name, value, len(contender.rounds), is_limit=contender.limit, file=file.number, letter=file.letter
+            )
+            if contender is not found[0][1] and first.low > 0 and value.low > 0:
+                to_first = Spread(value.median / first.median, value.low / first.high, value.high / first.low)
+                low, middle, high = times(to_first)
+                bar = bar._replace(ratio=f"{middle}×", ratio_range=range_text(low, high))
+            bars.append(bar)
     end = axis_end(max(bar.spread.high for bar in bars))
     compared, m = f"to {shared.found[0][0].letter}", shared.measure
-    return BarFigure(shared.title, m.unit, m.better, bars, end, compared=compared, setting=shared.setting)
-
-
-def _bars_of(shared: Shared, name: str) -> Iterator[Bar]:
-    found = [(file, c) for file, _, case in shared.found if (c := case.contender(name))]
-    for file, contender in found:
-        value = spread(contender)
-        bar = Bar(name, value, len(contender.rounds), is_own=name == OURS, is_limit=contender.limit)
-        text, text_range = _relative(spread(found[0][1]), value) if contender is not found[0][1] else ("", "")
-        yield replace(bar, ratio=text, ratio_range=text_range, file=file.number, letter=file.letter)
-
-
-def _relative(first: Spread, value: Spread) -> tuple[str, str]:
-    """Return the ratio to another file's result.
-
-    The two files' rounds did not alternate, so the range is the one between the extremes.
-    """
-    if not (first.low > 0 and value.low > 0):
-        return "", ""
-    low, middle, high = times(Spread(value.median / first.median, value.low / first.high, value.high / first.low))
-    return f"{middle}×", range_text(low, high)
+    return BarFigure(m.title, m.unit, m.better, bars, end, compared=compared, setting=shared.setting)
 
 
 def changes_of(shared: Sequence[Shared], files: Sequence[File], threshold: float | None) -> list[Change]:
     """Return a row per case. All verdicts are made together, because they are adjusted for the number of figures."""
-    owns = [{file.number: own for file, _, case in s.found if (own := case.contender())} for s in shared]
-    ends = [
-        (own.get(files[0].number), own.get(files[-1].number), s.measure.better)
-        for s, own in zip(shared, owns, strict=True)
+    owns = [{file.number: own for file, own in s.own()} for s in shared]
+    ends = [(own.get(files[0].number), own.get(files[-1].number)) for own in owns]
+    paired = [
+        Paired.of(first, last, s.measure.better) if first and last else None
+        for s, (first, last) in zip(shared, ends, strict=True)
     ]
-    paired = [Paired.of(first, last, better) if first and last else None for first, last, better in ends]
     decided = iter(verdicts([pair for pair in paired if pair], threshold))
     return [
         Change(s, [spread(own[f.number]) if f.number in own else None for f in files], next(decided) if pair else None)
@@ -311,24 +276,11 @@ def changes_of(shared: Sequence[Shared], files: Sequence[File], threshold: float
     ]
 
 
-def line_measures(files: Sequence[File]) -> Iterator[tuple[str, list[tuple[File, Measure]]]]:
-    """Return the measures over threads or sizes that at least two files have, with their axis."""
+def line_charts(files: Sequence[File]) -> Iterator[Chart]:
+    """Draw fastft's line for every file, for each measure over threads or sizes that at least two files have."""
     for measure in files[0].result.measures:
         axis = line_axis(measure)
         found = [(f, m) for f in files if (m := f.result.measure(measure.key)) is not None and line_axis(m) == axis]
         if axis is not None and len(found) > 1:
-            yield axis, found
-
-
-def line_chart(axis: str, found: Sequence[tuple[File, Measure]]) -> Chart:
-    """Draw fastft's line for every file."""
-    series, xs = [], sorted({float(c.setting[axis]) for _, m in found for c in m.cases if c.contender()})
-    for file, measure in found:
-        cases = sorted((c for c in measure.cases if c.contender()), key=lambda c: float(c.setting[axis]))
-        points = [(float(c.setting[axis]), spread(own)) for c in cases if (own := c.contender())]
-        if points:
-            series.append(spread_series(f"{OURS} on {file.letter}", file.style, points))
-    measure = found[0][1]
-    return Chart(
-        measure.title, AXES[axis], measure.unit, series, from_zero=True, decimals=1, x_ticks=xs, labels_at_ends=True
-    )
+            lines = [line_over(axis, m.cases, OURS, f"{OURS} on {f.letter}", colour(f.number - 1)) for f, m in found]
+            yield chart_over(axis, measure, lines)

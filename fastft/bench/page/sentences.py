@@ -5,12 +5,19 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from fastft.bench.measure import figures
-from fastft.bench.page.bars import describe_ratio, describe_setting, median_figures, range_text, rank, times
+from fastft.bench.page.bars import (
+    describe_ratio,
+    describe_setting,
+    median_figures,
+    range_text,
+    rank,
+    times,
+    whole_setting,
+)
 from fastft.cost.cores import Demand
 from fastft.machine.bench_result import OURS, Case, Contender, Measure, Result, Spread, ratio, spread
-from fastft.report.page import figure, percent
+from fastft.report.page import figure, joined, percent
 
-HEADLINES = (1, 2)  # the whole recipe, for loaders, or else for decoding and augmentation alone
 END_TO_END = "e2e.train"
 SENTENCES = 3
 USUAL = "timm"  # the peer that most readers use
@@ -25,33 +32,25 @@ def sentences(result: Result, demands: Sequence[Demand]) -> list[Markup]:
     found = list(_whole_recipe(result))
     if result.machine.gpu is not None:
         found += _end_to_end(result)
-    busiest = max(demands, key=lambda d: d.images_per_second.median, default=None)
-    found += [] if busiest is None else cores_sentence(result, busiest)
-    found += [
-        _compared(m, m.cases[0]) for m in result.measures if not is_headline(m) and m.cases and m.cases[0].contender()
-    ]
-    return found[:SENTENCES]
+    if demands:
+        found.append(cores_sentence(result, max(demands, key=lambda d: d.images_per_second.median)))
+    others = (m for m in result.measures if headline_of(m) != 1 and m.cases and m.cases[0].contender())
+    return [*found, *(_compared(m, m.cases[0]) for m in others)][:SENTENCES]
 
 
-def is_whole(measure: Measure) -> bool:
-    """Return True if the measure is of the whole recipe in images per CPU second."""
+def headline_of(measure: Measure) -> int:
+    """Return 1 for the whole recipe with a loader, 2 for decoding and augmentation alone, and 0 for other measures."""
     declared = figures().get(measure.key)
-    return declared is not None and declared.headline in HEADLINES
-
-
-def is_headline(measure: Measure) -> bool:
-    """Return True if it is that of a loader."""
-    return is_whole(measure) and figures()[measure.key].headline == HEADLINES[0]
+    return declared.headline if declared else 0
 
 
 def whole_cases(result: Result) -> list[tuple[str, Measure, Case]]:
     """Return what the images are, with measure and case for the whole recipe, where fastft was measured."""
-    for choice in HEADLINES:
+    for choice in (1, 2):
         keys = [figure.key for figure in figures().values() if figure.headline == choice]
         measures = [m for key in keys if (m := result.measure(key)) is not None]
-        cases = [(m, case) for m in measures for case in m.cases if case.contender()]
-        if cases:
-            return [(str((m.setting | case.setting).get("files", "images")), m, case) for m, case in cases]
+        if cases := [(m, case) for m in measures for case in m.cases if case.contender()]:
+            return [(str(whole_setting(m, case).get("files", "images")), m, case) for m, case in cases]
     return []
 
 
@@ -94,8 +93,7 @@ def listed(parts: Sequence[Markup]) -> Markup:
 
 
 def _whole_recipe(result: Result) -> Iterator[Markup]:
-    cases = whole_cases(result)
-    if not cases:
+    if not (cases := whole_cases(result)):
         return
     rates = [
         Markup("{}{} from {}").format(amount(spread(own)), "" if k else " images per second", words)
@@ -110,48 +108,43 @@ def _whole_recipe(result: Result) -> Iterator[Markup]:
     if best is not None and len(peers) > 1:
         number = NUMBERS[len(peers)] if len(peers) < len(NUMBERS) else str(len(peers))
         compared |= {best.name: f"{best.name}, the fastest of the {number} others"}
-    found = [
-        Markup("{} the throughput of {}").format(listed([multiple(r) for r in ratios]), words)
-        for name, words in compared.items()
-        if (ratios := _ratios(cases, name))
-    ]
+    found = []
+    for name, words in compared.items():
+        ratios = [r for _, m, of in cases if (peer := of.contender(name)) and (r := ratio(m, of, peer))]
+        if ratios:
+            found.append(Markup("{} the throughput of {}").format(listed([multiple(r) for r in ratios]), words))
     if found:
         yield Markup("That is {}.").format(Markup(", and ").join(found))
 
 
-def _ratios(cases: Sequence[tuple[str, Measure, Case]], name: str) -> list[Spread]:
-    peers = [(measure, case, case.contender(name)) for _, measure, case in cases]
-    return [found for measure, case, peer in peers if peer and (found := ratio(measure, case, peer))]
-
-
-def cores_sentence(result: Result, demand: Demand) -> Iterator[Markup]:
-    """Say how many cores the GPUs need.
+def cores_sentence(result: Result, demand: Demand) -> Markup:
+    """Say how many cores the GPUs need, in a result with the whole recipe.
 
     Example: 8 × H100 that train final_b16 at 12,300–19,300 images/s (modelled) need 9–14 CPU cores with fastft and
     50–78 with timm.
     """
-    for _, measure, case in whole_cases(result)[:1]:
-        rival = case.contender(USUAL) or best_of(measure, peers_of(case))
-        needed = [
-            Markup("<b>{}</b>{} with {}").format(
-                whole_range(cores_needed(demand, c)), "" if k else " CPU cores", c.name
-            )
-            for k, c in enumerate(filter(None, (case.contender(), rival)))
-            if is_usable(c)
-        ]
-        yield Markup("{} × {} that train <code>{}</code> at {} images/s ({}) need {}.").format(
-            demand.gpus, demand.gpu, demand.recipe, whole_range(demand.images_per_second),
-            "measured" if demand.measured else "modelled", listed(needed),
-        )  # fmt: skip
+    _, measure, case = whole_cases(result)[0]
+    rival = case.contender(USUAL) or best_of(measure, peers_of(case))
+    needed = [
+        Markup("<b>{}</b>{} with {}").format(
+            whole_range(demand.cores(spread(c).median)), "" if k else " CPU cores", c.name
+        )
+        for k, c in enumerate(filter(None, (case.contender(), rival)))
+        if is_usable(c)
+    ]
+    return Markup("{} × {} that train <code>{}</code> at {} need {}.").format(
+        demand.gpus, demand.gpu, demand.recipe, describe_demand(demand), listed(needed)
+    )
+
+
+def describe_demand(demand: Demand) -> str:
+    how = "measured" if demand.measured else "modelled"
+    return f"{whole_range(demand.images_per_second)} images/s ({how})"
 
 
 def is_usable(contender: Contender) -> bool:
     """Return True if a number of cores can be computed from the contender's rate."""
     return not contender.limit and spread(contender).median > 0
-
-
-def cores_needed(demand: Demand, contender: Contender) -> Spread:
-    return demand.cores(spread(contender).median)
 
 
 def whole_range(value: Spread) -> str:
@@ -180,7 +173,7 @@ def _end_to_end(result: Result) -> Iterator[Markup]:
 def _compared(measure: Measure, case: Case) -> Markup:
     """Write TITLE, SETTING: what fastft reaches, and how that compares with the best other contender."""
     own, best = case.contender(), best_of(measure, peers_of(case))
-    title = ", ".join(filter(None, (measure.title, describe_setting(case.setting))))
+    title = joined(measure.title, describe_setting(case.setting))
     start = Markup("{}: {}").format(title, amount(spread(own), measure.unit) if own else "")
     found = ratio(measure, case, best) if best else None
     if best is None or found is None:

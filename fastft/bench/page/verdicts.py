@@ -7,7 +7,7 @@ discovery rate (Benjamini and Hochberg 1995).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,15 +44,11 @@ class Paired:
         """Standard deviation of one round."""
         return math.sqrt(math.fsum((x - self.mean) ** 2 for x in self.logs) / (len(self.logs) - 1))
 
-    @property
-    def is_testable(self) -> bool:
-        return len(self.logs) > 1
-
     def p_value(self, log_ratio: float = 0.0, below: bool = False) -> float:
         """Return the p-value of the hypothesis that the ratio is exp(log_ratio), or with `below` that or more."""
         from scipy.stats import t  # type: ignore[import-untyped]  # takes half a second to import
 
-        if not self.is_testable:
+        if len(self.logs) < 2:
             return 1.0
         distance, error = self.mean - log_ratio, self.deviation / math.sqrt(len(self.logs))
         if not error:
@@ -60,28 +56,28 @@ class Paired:
         score, freedom = distance / error, len(self.logs) - 1
         return float(t.cdf(score, freedom) if below else 2 * t.sf(abs(score), freedom))
 
-    def interval(self) -> tuple[float, float] | None:
-        """Return the confidence interval of the ratio, not adjusted for the number of figures."""
+    def verdict(self, p_value: float, below: bool | None) -> "Verdict":
+        """p_value: adjusted. The interval of the ratio is not adjusted for the number of figures."""
         from scipy.stats import t
 
-        if not self.is_testable:
-            return None
-        n = len(self.logs)
-        half = float(t.ppf(1 - LEVEL / 2, n - 1)) * self.deviation / math.sqrt(n)
-        return _ratio(self.mean - half), _ratio(self.mean + half)
-
-    def rounds_needed(self) -> int | None:
-        """Return about how many rounds would tell a difference as large as the one seen; None if none was seen."""
-        if not self.is_testable or not self.mean:
-            return None
-        needed = (POWER_Z * self.deviation / abs(self.mean)) ** 2
-        return max(len(self.logs) + 1, math.ceil(min(needed, MOST_ROUNDS + 1)))
+        n, low, high, needed = len(self.logs), None, None, None
+        if not n:
+            return Verdict("cannot tell", 0, below=below)
+        outcome: Outcome = "cannot tell" if p_value > LEVEL else "better" if self.mean > 0 else "worse"
+        if n > 1:
+            half = float(t.ppf(1 - LEVEL / 2, n - 1)) * self.deviation / math.sqrt(n)
+            low, high = _ratio(self.mean - half), _ratio(self.mean + half)
+            if outcome == "cannot tell" and self.mean:
+                enough = (POWER_Z * self.deviation / abs(self.mean)) ** 2
+                needed = max(n + 1, math.ceil(min(enough, MOST_ROUNDS + 1)))
+        return Verdict(outcome, n, _ratio(self.mean), low, high, p_value, needed, below)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """How many times better the second result is: the geometric mean over the paired rounds, with its 95 % interval.
 
+    rounds_needed: about how many would tell a difference as large as the one seen; None if none was seen.
     below: whether the ratio is significantly below the one that was given; None if none was.
     """
 
@@ -110,27 +106,17 @@ def verdicts(pairs: Sequence[Paired], threshold: float | None = None) -> list[Ve
 
     threshold: also decide whether a figure is significantly below this ratio.
     """
-    changed = adjusted([p.p_value() for p in pairs])
-    below = [None] * len(pairs) if threshold is None else [
-        p <= LEVEL for p in adjusted([p.p_value(math.log(threshold), below=True) for p in pairs])
-    ]  # fmt: skip
-    return [_verdict(p, value, is_below) for p, value, is_below in zip(pairs, changed, below, strict=True)]
-
-
-def _verdict(paired: Paired, p_value: float, below: bool | None) -> Verdict:
-    if not paired.logs:
-        return Verdict("cannot tell", 0, below=below)
-    outcome: Outcome = "cannot tell" if p_value > LEVEL else "better" if paired.mean > 0 else "worse"
-    low, high = paired.interval() or (None, None)
-    needed = paired.rounds_needed() if outcome == "cannot tell" else None
-    return Verdict(outcome, len(paired.logs), _ratio(paired.mean), low, high, p_value, needed, below)
-
-
-def adjusted(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values so that among those of at most LEVEL, at most this share is expected to be false."""
     from scipy.stats import false_discovery_control
 
-    return [float(p) for p in false_discovery_control(p_values)] if p_values else []
+    def adjusted(p_values: Iterator[float]) -> list[float]:
+        """Adjust p-values so that among those of at most LEVEL, at most this share is expected to be false."""
+        return false_discovery_control(list(p_values)).tolist() if pairs else []
+
+    changed = adjusted(p.p_value() for p in pairs)
+    below: Sequence[bool | None] = [None] * len(pairs)
+    if threshold is not None:
+        below = [p <= LEVEL for p in adjusted(p.p_value(math.log(threshold), below=True) for p in pairs)]
+    return [p.verdict(value, is_below) for p, value, is_below in zip(pairs, changed, below, strict=True)]
 
 
 def _ratio(log_ratio: float) -> float:
