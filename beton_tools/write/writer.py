@@ -194,7 +194,7 @@ def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> st
 
 
 def _dataset_hash(source: Source, order: np.ndarray, options: WriteOptions) -> str:
-    """Hash what all parts of a conversion have in common, wherever the images lie.
+    """Hash what all parts of a conversion share, wherever the images lie.
 
     Sizes stand for the images' contents, because copies on several hosts may have other times. Only some images are
     compared: examining millions of files in a network folder takes as long as reading a part of them.

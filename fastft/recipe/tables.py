@@ -51,12 +51,12 @@ class Sweep:
 
     @property
     def series(self) -> list[str]:
-        """The lines of the table, in its order."""
+        """The table's lines, in its order."""
         return list(dict.fromkeys(row.series for row in self.rows))
 
     @property
     def labels(self) -> list[str]:
-        """The columns of the table, in its order."""
+        """The table's columns, in its order."""
         return list(dict.fromkeys(row.label for row in self.rows))
 
     def reference(self, row: Row) -> str:
@@ -72,7 +72,7 @@ def split_reference(reference: str) -> tuple[str, str | None]:
 
 
 def is_sweep(document: Mapping[str, Any]) -> bool:
-    """True for the contents of a sweep file, even with mistakes in it. False for the contents of a recipe."""
+    """True for a sweep file's contents, even with mistakes in it. False for a recipe's contents."""
     return not {"title", "rows"}.isdisjoint(document)
 
 
@@ -104,7 +104,7 @@ def load_sweep(path: Path) -> Sweep:
 
 
 def select_row(sweep: Sweep, text: str) -> Sweep:
-    """Return the sweep with one row selected by its label, by 'series, label', or by the name of its recipe.
+    """Return the sweep with one row selected by its label, by 'series, label', or by its recipe's name.
 
     Raises:
         UserError: no such row (with the nearest one), or several.
@@ -171,7 +171,7 @@ def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
     value = entry.get(key)
     try:
         return None if value is None else one_line(value)
-    except (AttributeError, ValueError):  # not a text, or with several lines
+    except (AttributeError, ValueError):  # not a text, or more than one line
         raise UserError(f"{where}: {key} is {shown(value)}. It must be a text on one line") from None
 
 
