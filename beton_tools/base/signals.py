@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from beton_tools.base import torchrun
 
-# batch systems announce a job's end with SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU; a closed terminal sends SIGHUP
+# Batch systems announce a job's end with SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU. A closed terminal sends SIGHUP.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
