@@ -1,4 +1,4 @@
-"""A list of a million file names in one memory block."""
+"""Millions of file names in one memory block."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Op:
     """An augmentation op.
 
     Attributes:
-        format: how its argument is printed after its name; empty if it has no argument.
+        format: how its argument is printed after its name. Empty if it has no argument.
         timm: the op's names in timm, each with the rule for its argument.
     """
 
@@ -48,7 +48,7 @@ def _enhance(name: str, kind: int, **more: Rule) -> Op:
     return Op(name, kind, "x{:.2f}", {name: Rule.ENHANCE, f"{name}Increasing": Rule.ENHANCE_INCREASING, **more})
 
 
-# An op's number in a plan is its position here, so a plan of zeros is Identity. Comments explain the argument.
+# An op's number in a plan is its position here, so 0 is Identity. Comments explain the argument.
 OPS = (
     Op("Identity", IMAGE),
     Op("AutoContrast", TABLE, timm={"AutoContrast": Rule.NO_ARGUMENT}),
@@ -85,7 +85,7 @@ PLAN_DTYPE = np.dtype(
         ("crop", np.int32, 4),  # y, x, h, w in source pixels: is resized; nothing outside it is seen
         ("resize", np.int32, 2),  # h, w to which the crop is resized
         ("window", np.int32, 2),  # y, x in the resized image where the output begins; reflected outside it
-        # applied after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE; a quarter turn is two of them
+        # applied after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE. A quarter turn is two of these
         ("flip", np.uint8),
         ("bicubic", np.uint8),  # 1 bicubic, 0 bilinear; both antialiased
         ("op", np.uint8, MAX_OPS),  # index into OPS; AugMix's chain c begins at op[c * CHAIN_DEPTH]

@@ -42,7 +42,7 @@ PREPARATION_TIMEOUT = timedelta(days=7)
 NCCL_EXTRA_TIMEOUT = timedelta(minutes=5)
 # NCCL errors caused by misuse, which another try would repeat
 PERMANENT = re.compile("ncclInvalid|Duplicate GPU")
-# CUDA's texts for errors of a GPU or of its links, which a program's own errors do not have, as a rule. NCCL repeats them
+# CUDA's texts for errors in a GPU or its links. As a rule, a program's own errors do not have them. NCCL repeats them
 GPU_FAILURE = re.compile(
     "cuda (error|failure)[^\n]*(ECC|unspecified launch failure|NVLink|unknown error)", re.IGNORECASE
 )

@@ -52,7 +52,7 @@ def needs_preparation(recipe: "AskedRecipe") -> bool:
 
 
 def count_images(recipe: "AskedRecipe") -> "tuple[Images | None, Sequence[str]]":
-    """Return (the images, split as training splits them; warnings about them), without writing anything.
+    """Return (the images as training splits them, warnings about them), without writing anything.
 
     Returns None if `data.train` names nothing that exists.
     Raises:
