@@ -36,7 +36,7 @@ _OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{8}-")  # `atomic_path`'s name for a file that is being written
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
-_SUFFIXES = 5  # listed by name; the others are counted together
+_SUFFIXES = 5  # listed by name. The others are counted together
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False, lasting: bool = False) -> Console:

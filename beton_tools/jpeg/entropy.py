@@ -153,7 +153,7 @@ def read_terms(
 ) -> int:
     """Decode the scan into terms, for a restart marker after every `new_interval` MCUs. Returns OK or DAMAGED."""
     old_dc, new_dc = np.zeros(_MAX_COMPONENTS, np.int64), np.zeros(_MAX_COMPONENTS, np.int64)
-    n = bit = end = 0  # terms; position in the stream, and where its segment ends
+    n = bit = end = 0  # the number of terms, the position in the stream, and where its segment ends
     for mcu in range(mcus):
         if mcu % old_interval == 0:
             bit, end = 8 * starts[mcu // old_interval], 8 * starts[mcu // old_interval + 1]

@@ -23,7 +23,7 @@ SYMBOLS = 256
 class Spec(NamedTuple):
     """Tables in the form that DHT segments have."""
 
-    counts: np.ndarray  # (TABLES, 17) u8: number of codes with each length; [:, 0] is unused
+    counts: np.ndarray  # (TABLES, 17) u8: number of codes with each length. [:, 0] is unused
     values: np.ndarray  # (TABLES, 256) u8: symbols, ordered by code
 
 
@@ -99,7 +99,7 @@ def codes_of(tables: np.ndarray) -> np.ndarray:
 
     Tables that `derive` has not filled have undefined codes.
     """
-    values = np.arange(SYMBOLS, dtype=np.uint64) & np.uint64(15)  # a value's bits; a DC symbol is at most 11
+    values = np.arange(SYMBOLS, dtype=np.uint64) & np.uint64(15)  # a value's bits. A DC symbol is at most 11
     terms = tables["code"].astype(np.uint64) << values
     return ((terms << np.uint64(8)) | (tables["size"] + values)).ravel()
 

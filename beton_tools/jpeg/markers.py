@@ -67,7 +67,7 @@ class Header(NamedTuple):
     components: int
     h_max: int  # largest sampling factors. 1 for grey, whose MCU is one block (T.81 A.2.2)
     v_max: int
-    restart_interval: int  # MCUs; 0: none
+    restart_interval: int  # MCUs, or 0 without restart markers
     single_scan: bool  # the first scan contains all components
     sof_at: int  # offset of the frame marker's FF byte
     sos_at: int

@@ -73,7 +73,7 @@ class FileClasses:
 
 
 class Content(Document, omit_defaults=True):
-    """What a set of files contains. It is stored in checkpoints.
+    """Identifies what a set of files contains. It is stored in checkpoints.
 
     Attributes:
         files: The files' names.

@@ -37,7 +37,7 @@ NAMES_ONLY = 1  # the version before, whose only long table is `names`
 MAX_FILE_BYTES = 512 << 20  # ImageNet's manifest has 25 MB, a manifest for 20 million images 380 MB
 CLEAR, ANIMATED = "transparent ", "animated "  # occur within keys in `Manifest.encodings`
 CHECKED_IMAGES = 16  # images whose checksums tell whether a file and a manifest belong together
-_MAX_NAMES_BYTES = 1 << 31  # for all names together; bounds what a hostile, compressed table may unpack to
+_MAX_NAMES_BYTES = 1 << 31  # for all names together. This bounds what a hostile, compressed table may unpack to
 _EXPECTED = "a manifest that `fastft convert` wrote"
 _CHUNK = 1 << 18  # bytes
 # as `Manifest.save` writes it. A string in JSON has no line break, so this occurs nowhere else.

@@ -10,7 +10,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 
 _ROWS = 1 << 18  # labels that are counted at once, because counting copies them
-FLOAT_TYPE, INT_TYPE, IMAGE_TYPE, ARRAY_TYPE = 0, 1, 2, 4  # field type ids; source: ffcv 1.0.2, `ffcv/types.py`
+FLOAT_TYPE, INT_TYPE, IMAGE_TYPE, ARRAY_TYPE = 0, 1, 2, 4  # field type ids (ffcv 1.0.2, `ffcv/types.py`)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Parquet files that list image paths, or hold images in the form that Hugging Face uses.
 
-That form is `image` = {bytes, path} and `label` = class number.
+In this form, `image` is {bytes, path} and `label` is a class number.
 """
 
 from __future__ import annotations

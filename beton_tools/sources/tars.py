@@ -30,7 +30,7 @@ from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, map_files,
 from beton_tools.sources.side_files import class_names_of, is_wnid, read_lines
 
 _BLOCK = 512  # POSIX ustar
-_MAX_HEADER = 64 << 10  # bytes per extended header (long names, pax records); a path has at most 4096
+_MAX_HEADER = 64 << 10  # bytes per extended header (long names, pax records). A path has at most 4096
 _CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class per line, in the shards' folder
 _MAX_JSON_BYTES = 1 << 20
 _MAX_NUMBER_BYTES = 32  # in a .cls file, with white space

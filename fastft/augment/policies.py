@@ -61,7 +61,7 @@ class RandAugment:
     weights: tuple[float, ...]
     replacement: bool  # may one image draw an op twice?
     magnitude: float = 10
-    magnitude_std: float = 0.0  # 0: fixed; infinite: uniform in 0..magnitude
+    magnitude_std: float = 0.0  # 0: fixed, infinite: uniform in 0..magnitude
     magnitude_max: int = 10
     count: int = 2
     probability: float = 0.5

@@ -143,7 +143,7 @@ def keep_or_leave_out(recipe: AskedRecipe, losses: Losses) -> tuple[AskedRecipe,
     Options that are `auto` then get WHOLE's values. If that leaves no augmentation at all, they get CENTRE's as well.
 
     Returns:
-        (the recipe; a warning or "").
+        (the recipe, a warning or "").
     """
     hidden = losses.kept < KEPT
     figures = (

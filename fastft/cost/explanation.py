@@ -22,7 +22,7 @@ from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import describe_expectation, expected_top1
 
-Hours = dict[str, float | None]  # by GPU kind; None if the recipe's step cannot be counted
+Hours = dict[str, float | None]  # by GPU kind. None if the recipe's step cannot be counted
 HoursRange = dict[str, list[float] | None]
 
 

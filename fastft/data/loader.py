@@ -34,7 +34,7 @@ from fastft.data.slots import count_slots
 from fastft.data.stage import DrawPlan, Output, check_shrink, new_stage
 from fastft.recipe.constants import BLOCK_MIB, NONE, RANDOM
 
-# silent unless the program configures logging; `fastft train` prints the notes itself
+# silent unless the program configures logging. `fastft train` prints the notes itself
 _log = logging.getLogger("fastft.data")
 _log.addHandler(logging.NullHandler())
 Locate = Callable[[int], tuple[int, int]]  # maps a micro-batch index to (step, its first image's position)
@@ -48,7 +48,7 @@ class Batch:
     """
 
     images: torch.Tensor  # (b, 3, S, S), with the device and dtype of `Output`
-    labels: torch.Tensor  # (b,) int64 on the same device; (b, K) float32 for multi-label files
+    labels: torch.Tensor  # (b,) int64 on the same device, or (b, K) float32 for multi-label files
     ids: np.ndarray  # (b,) int64, sample indices: in the file, or numbered through all files
     step: int  # optimiser step within the epoch (evaluation: batch index)
     first_position: int  # position of images[0] in the step's global batch (evaluation: in the whole set)

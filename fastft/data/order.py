@@ -43,7 +43,7 @@ DEFAULT_WINDOW = 128 << 10  # Linux's default read_ahead_kb
 SEGMENT = 1 << 23  # samples that are sorted at once: 28 bytes each while that is done
 BUCKETS_PER_SEGMENT = 64  # in random order, so that a segment can be nearly full
 CHUNK = 1 << 18  # words that are drawn at once: drawing holds Python's lock, for a millisecond
-# random bits that order the samples within a block; the block number is above them
+# random bits that order the samples within a block. The block number is above them
 SAMPLE_BITS = np.uint64(40)
 
 

@@ -44,7 +44,7 @@ Source = Path | str | Image.Image
 Given = Source | np.ndarray
 TOPK = 5  # classes per image
 BATCHES_AHEAD = 2  # batches being decoded or ready, including the one that is delivered next
-MOST_PIXELS = 1 << 26  # in a resized image; an image with 1 x 65,000 pixels would grow to 3.3 billion
+MOST_PIXELS = 1 << 26  # in a resized image. An image with 1 x 65,000 pixels would grow to 3.3 billion
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write a CSV file with one row per image file and rank; predicted is a class name. Raises UserError as `write_csv`.
+    """Write a CSV file with one row per image file and rank. `predicted` is a class name. Raises UserError as `write_csv`.
 
     A rejected image has one row, with its highest probability and no class.
     """

@@ -47,7 +47,7 @@ class Trained:
 
     model: ImageClassifier
     recipe: FinalRecipe
-    classes: list[str]  # classes in the training file; there may be fewer than outputs
+    classes: list[str]  # classes in the training file. There may be fewer than outputs
     path: Path  # the checkpoint's path
     class_counts: list[int]  # training images by label
     weights: str  # describes the weights in words
@@ -55,7 +55,7 @@ class Trained:
     state: State | None = None  # the checkpoint's state. Zero-shot models have none
     scores: Scores | None = None  # on the run's validation images, if there are any
     is_adjusted: bool = False  # corrected for class sizes, so not the model that was evaluated in training
-    temperature: float | None = None  # divides the logits for probabilities; fitted on the images behind `scores`
+    temperature: float | None = None  # divides the logits for probabilities. Fitted on the images behind `scores`
     foreign_below: float | None = None  # 95 % of the images behind `scores` reach this log-sum-exp over their logits
     has_scaled_head: bool = False  # the temperature is already part of the head
     thresholds: Sequence[float] = ()  # probability thresholds by class, for a multi-label model
@@ -82,7 +82,7 @@ class Trained:
 
     @property
     def temperature_record(self) -> Object:
-        """The temperature, or a multi-label model's thresholds, for an export's configuration file; otherwise empty."""
+        """The temperature, or a multi-label model's thresholds, for an export's configuration file. Otherwise empty."""
         if self.thresholds:
             return {"multi_label": True, "thresholds": list(self.thresholds)}
         if self.temperature is None:

@@ -15,7 +15,7 @@ from fastft.run.average_record import AverageRecord
 from fastft.run.evaluations import BESIDE, SCORE_NAMES, WEIGHTS
 from fastft.run.inputs import UsedFile, used_files
 
-FEW_CLASSES = 20  # the card lists up to this many class names; longer lists are only in the files
+FEW_CLASSES = 20  # the card lists up to this many class names. Longer lists are only in the files
 
 
 def model_card(

@@ -104,7 +104,7 @@ def export_checkpoint(
         UserError: there is no such checkpoint, the format cannot hold the model, files are in the way, `out` is not
             writable, or the logits differ.
     """
-    kind, out = FORMATS[format], Path(os.path.abspath(out))  # noqa: PTH100 - '.' has no name; links stay
+    kind, out = FORMATS[format], Path(os.path.abspath(out))  # noqa: PTH100 - '.' has no name, and links stay
     card = out / CARD if kind.folder else out.with_name(out.name + ".md")
     _check_out(out, card, format, overwrite)
     trained = at_evaluated_size(load_trained(checkpoint, torch.device("cpu"), weights))

@@ -155,10 +155,10 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish an unexpected error from this process; replace a lost connection by the error that a peer published.
+        """Publish this process's unexpected error, or replace a lost connection by the error that a peer published.
 
         Raises:
-            GpuFailed: the error is one of this process's GPU.
+            GpuFailed: this process's GPU failed.
             PeerLost: a peer's GPU failed.
             PeerFailed: a peer met bad input.
             PeerCrashed: a peer ended with an unexpected error.

@@ -23,7 +23,7 @@ class Gpu:
     bf16: bool = True  # native support
     # large fp16/bf16 products sustain this fraction of peak_flops: 90 TFLOP/s on V100, 235 on A100, 630 on H100 (estimates)
     gemm_share: float = 0.70
-    cores: float = 4.0  # physical cores (two vCPU each) per GPU in a usual cloud machine; 4 are assumed
+    cores: float = 4.0  # physical cores (two vCPU each) per GPU in a usual cloud machine. 4 are assumed
 
 
 def _gpu(
@@ -65,7 +65,7 @@ _CARDS = (
     _gpu("RTX4090", 165.2, 82.6, 1008, 24, r"RTX 4090$", "Ada white paper, appendix A"),
     _gpu("RTX5090", 209.5, 104.8, 1792, 32, r"RTX 5090$", "RTX Blackwell white paper, appendix A"),
 )
-GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name; `find_gpu` searches in this order
+GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name. `find_gpu` searches in this order
 MAIN_GPUS = ("V100", "A100", "H100")  # columns in tables that show a few GPUs
 
 # Each size is measured for at least this many rounds and seconds. Sizes whose rounds exceed the limit are left out.

@@ -39,7 +39,7 @@ class TorchFacts:
 
     executable: str  # this Python's path, quoted for a shell in the working directory
     torch: str | None
-    torch_cuda: str | None  # CUDA version that torch was built with; None for a CPU build
+    torch_cuda: str | None  # CUDA version that torch was built with. None for a CPU build
     torch_error: str | None  # why torch sees no GPU
     arch_list: tuple[str, ...]  # sm_70, ..., compute_90
     gpus: tuple[GpuFacts, ...]  # that torch sees

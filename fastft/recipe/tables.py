@@ -27,11 +27,11 @@ class Row:
 
     label: str
     series: str = ""
-    recipe: str | None = None  # recipe or row that this row starts from; None: the table's base
+    recipe: str | None = None  # recipe or row that this row starts from. None: the table's base
     values: Mapping[str, Any] = field(default_factory=dict)  # `section.option` -> value as written
-    name: str | None = None  # the recipe's name; None if the row is another recipe unchanged
+    name: str | None = None  # the recipe's name. None if the row is another recipe unchanged
     number: str = "ema"
-    paper: float | None = None  # top-1 in percent; None if the paper gives no value
+    paper: float | None = None  # top-1 in percent. None if the paper gives no value
 
     @property
     def title(self) -> str:
@@ -46,7 +46,7 @@ class Sweep:
     rows: tuple[Row, ...]
     path: Path
     base: str | None = None
-    selected: Row | None = None  # the only row to train; None: all
+    selected: Row | None = None  # the only row to train. None: all
     named: bool = False  # run directories are named after the rows, not by a key
 
     @property

@@ -44,7 +44,7 @@ class Predictions:
 
     @property
     def outcomes_N(self) -> np.ndarray:
-        """What `confidence_N` is the probability for: that a prediction is right. Multi-label: that a label applies."""
+        """The events whose probability is `confidence_N`: a prediction is right. Multi-label: a label applies."""
         return self.right_N if self.thresholds_K is None else self.labels_N
 
 
