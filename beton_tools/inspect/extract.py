@@ -134,7 +134,7 @@ def draw_sheet(beton: Beton, manifest: Manifest | None, ids: Sequence[int], colu
     columns = min(columns, len(ids))
     if -(-len(ids) // columns) * columns * (cell + _GAP) * (cell + _GAP + 2 * _LINE) > _MAX_PIXELS:
         raise UserError(
-            f"a sheet of {len(ids):,} images of {cell} pixels has more than {_MAX_PIXELS:,} pixels. Reduce --limit or --cell"
+            f"a sheet with {len(ids):,} images at {cell} pixels has more than {_MAX_PIXELS:,} pixels. Reduce --limit or --cell"
         )
     cells = []
     for sample_id in ids:

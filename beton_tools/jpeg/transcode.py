@@ -61,7 +61,7 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
     if interval is None:
         interval = choose_interval(head, src.size - head.scan_at)
     elif index.mcu_grid(head)[1] % interval:
-        raise ValueError(f"an interval of {interval} does not divide the MCUs of a row")
+        raise ValueError(f"interval {interval} does not divide a row's MCUs")
     payloads = _payloads(src, head)
     spec = read_tables(payloads[markers.DHT])
     blocks = _mcu_blocks(src, head)

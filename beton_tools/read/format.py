@@ -265,12 +265,12 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     num_samples, page_size = int(header["num_samples"]), int(header["page_size"])
     data_end = int(header["alloc_table_ptr"])
     fits = num_samples > 0 and start + num_samples * dtype.itemsize <= data_end
-    require(fits, f"the file is too small for the {num_samples} samples of its header")
+    require(fits, f"the file is too small for the {num_samples} samples that its header states")
     metadata = _read_array(file, dtype, num_samples)
     metadata.flags.writeable = False
     num_allocated = (status.st_size - data_end) // ALLOC_DTYPE.itemsize
     has_others = not {f.type_id for f in fields} <= _ONE_ALLOCATION
-    allocated = f"{num_allocated} images are allocated for the {num_samples} samples of its header"
+    allocated = f"its header states {num_samples} samples, but {num_allocated} images are allocated"
     require(has_others or num_allocated == num_samples, allocated)
     image = metadata[image_field(fields).column]
     pointers = image["data_ptr"].view(np.int64)

@@ -104,7 +104,7 @@ class Table:
             if name.lower() not in NO_CLASSES and any(cell.lower() in _FLAGS for cell in cells):
                 for row, cell in zip(self.rows, cells, strict=True):
                     if cell.lower() not in _FLAGS:
-                        return f", and {name} is no column of 0 and 1 for a class (row {row} is {cell!r})"
+                        return f", and {name} is not one class's column with only 0 and 1 (row {row} is {cell!r})"
         return ""
 
     def _filled(self, name: str) -> list[str]:

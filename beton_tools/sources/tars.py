@@ -310,9 +310,7 @@ def _samples(file: BinaryIO, path: SourcePath, left_out: Counter[str]) -> Iterat
         images = [extension for extension in parts if f".{extension}".endswith(IMAGE_SUFFIXES)]
         if images:
             if len(parts) < len(files):  # WebDataset refuses them too
-                raise UserError(
-                    f"{path}: sample {key} has two files of the same kind. Give each sample a name of its own"
-                )
+                raise UserError(f"{path}: sample {key} has two files of the same kind. Give each sample its own name")
             image = next((e for e in images if f".{e}" in IMAGE_SUFFIXES), images[0])  # jpg before depth.png
             yield key, parts[image], _sample_label(file, path, key, parts)
         else:

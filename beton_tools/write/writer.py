@@ -123,7 +123,7 @@ def write_beton(
     sets = source.labels.ndim == 2
     if sets and source.labels.shape[1] > options.page_size:
         raise UserError(
-            f"{path}: the labels of an image do not fit a page of {options.page_size} bytes. Give a larger one"
+            f"{path}: an image's labels do not fit a page with {options.page_size} bytes. Give a larger page_size"
         )
     _make_folder(path)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)

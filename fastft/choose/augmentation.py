@@ -147,9 +147,8 @@ def keep_or_leave_out(recipe: AskedRecipe, losses: Losses) -> tuple[AskedRecipe,
     """
     hidden = losses.kept < KEPT
     figures = (
-        f"{max(0.0, losses.kept):.0%} of what a linear probe knows about unchanged images is left after augmentation "
-        f"(loss {losses.plain:.2f} without it, {losses.augmented:.2f} with it, {losses.class_shares:.2f} when guessing by class "
-        "frequency)"
+        f"a linear probe keeps {max(0.0, losses.kept):.0%} of its lead over guessing by class frequency (loss: guessing "
+        f"{losses.class_shares:.2f}, probe {losses.plain:.2f}, probe with augmentation {losses.augmented:.2f})"
     )
     reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {figures}"
     values, evidence = WHOLE if hidden else recipe.flat(), asdict(losses) | {"kept": losses.kept}

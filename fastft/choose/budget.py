@@ -157,7 +157,7 @@ def choose_epochs(budget: Budget, forward: float) -> list[Choice]:
     if EPOCHS not in recipe.automatic:
         return []
     epochs, seconds = budget.fitting(budget.left(), forward, recipe.model.image_size)
-    fits = f"as many as fit into {recipe.schedule.budget}: about {format_duration(seconds)}"
+    fits = f"these epochs fit into {recipe.schedule.budget} and take about {format_duration(seconds)}"
     reason = fits if epochs else f"not even one epoch fits into {recipe.schedule.budget}"
     return [Choice(EPOCHS, max(1, epochs), reason, {"forward_seconds": forward})]
 

@@ -25,8 +25,8 @@ COPIES = 3  # trained parameters need three fp32 copies beside the weights: grad
 AUGMENT_BYTES, AUGMIX_BYTES = 2, 3 + 4
 MEAN_PIXELS = 500 * 375  # pixels in a stored image, if the file is not known
 SHARD = (
-    "fastft does not shard a model over GPUs, as FSDP of torchtitan and Composer does (docs/when-not.md). "
-    "--model.trainable_layers=N trains the last N blocks only"
+    "fastft does not shard a model over GPUs, as torchtitan and Composer do with FSDP (docs/when-not.md). "
+    "--model.trainable_layers=N trains only the last N blocks"
 )
 
 

@@ -86,8 +86,8 @@ class Measured:
         value = rate * recipe_flops(recipe, arch).train / gpu.peak_flops
         if value > 1:
             raise UserError(
-                f"{self.name}: {rate:,.0f} images/s of {recipe.name} would be {value:.0%} of "
-                f"the peak of {gpu.name}. Measure again"
+                f"{self.name}: {rate:,.0f} images/s with {recipe.name} would be {value:.0%} of "
+                f"{gpu.name}'s peak. Measure again"
             )
         bench = "step" if whole is None else "e2e"
         return Mfu(value, "measured", f"{rate:,.0f} images/s of fastft bench {bench}, {self.name}")

@@ -152,7 +152,7 @@ def read_probe(path: Path, image_size: int | None = None) -> tuple[ImageClassifi
         )
     baseline = read_baseline(where.parent)
     if baseline is not None and head.source.get("request", baseline.request) != baseline.request:
-        raise UserError(f"{where} and {BASELINE} beside it are of different runs. Give other --weights")
+        raise UserError(f"{where} and {BASELINE} beside it are from different runs. Give other --weights")
     set_head(model, head, where)
     # the returned model's state, for callers that compare or write it
     state = structs.replace(checkpoint.state, recipe=json_value(recipe.as_dict()), arch=json_value(asdict(arch)))

@@ -35,8 +35,9 @@ def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND:
     names = [table.read_names() or list(map(str, range(len(table)))) for table in (val, train)]
     listed = ", ".join(f"{printable(names[0][i])} and {printable(names[1][k])}" for i, k in copies[:LISTED])
     text = (
-        f"{len(copies)} of {len(compared)} validation images are almost equal to a training image, as frames of a video "
-        f"are ({listed}). Accuracy will be too high. Give a table of the files with a `group` column, such as one group per video"
+        f"{len(copies)} of {len(compared)} validation images are almost equal to a training image, like neighbouring frames in "
+        f"a video ({listed}). Accuracy will be too high. Give a table that lists the files with a `group` column, such as one "
+        "group per video"
     )
     return [Warned(text, ACCURACY)]
 

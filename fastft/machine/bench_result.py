@@ -266,7 +266,7 @@ def read_result(path: Path) -> Result:
         for k, case in enumerate(measure.cases):
             if not _is_ordered(case):
                 raise UserError(
-                    f"{path}: case {k + 1} of {measure.key} has another order of rounds than rounds. Measure again"
+                    f"{path}: case {k + 1} of {measure.key}: its order does not match its rounds. Measure again"
                 )
         for found in impossible_shares(measure):
             raise UserError(f"{path}: {found}. A share cannot be above 100 %. Measure again with fastft bench")

@@ -113,8 +113,8 @@ def head_of_weights(model: ImageClassifier, recipe: Recipe, classes: Classes) ->
     rows = {label: row for label, row in enumerate(classes.rows_in(known)) if row is not None}
     if not rows or trained.weight_KD.shape[1] != model.head.in_features:
         raise UserError(
-            f"the head in {weights} has {len(trained.bias_K):,} classes, and none of them is in {recipe.data.train} by {by}. Set "
-            "--model.head_init=probe"
+            f"the head in {weights} has {len(trained.bias_K):,} classes, but none has the same {by} as a class in "
+            f"{recipe.data.train}. Set --model.head_init=probe"
         )
     count = len(model.head.bias)
 

@@ -160,7 +160,7 @@ WEIGHT_FILES = {
     "timm": ("model.safetensors", "pytorch_model.bin"),
     "transformers": ("model.safetensors", INDEX, "pytorch_model.bin"),
 }
-WEIGHT_FOLDER = f"a folder with {OPEN_CLIP_CONFIG} (open_clip), or with a {CONFIG} of timm or of transformers' CLIP"
+WEIGHT_FOLDER = f"a folder with {OPEN_CLIP_CONFIG} (open_clip), or with a {CONFIG} from timm or transformers' CLIP"
 CLIP_TYPES = ("clip", "clip_vision_model")  # transformers' model_type
 
 

@@ -57,8 +57,8 @@ def ema_warnings(recipe: Recipe) -> list[str]:
         share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
         better = f"--ema.horizon={share:.2g}, a fraction of the whole schedule"
     return [
-        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
-        f"the initial ones. Set {better}"
+        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of the EMA "
+        f"will still be initial weights. Set {better}"
     ]
 
 

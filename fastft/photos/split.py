@@ -257,7 +257,7 @@ def _unused(found: LabelledSet) -> list[Warned]:
         return list(map(Warned, found.unused))
     count = sum(left_out.values())
     are = "s are" if count > 1 else " is"
-    what = f"{count:,} file{are} of a kind that is not read, and left out: {by_suffix(left_out)}"
+    what = f"{count:,} file{are} left out, because fastft cannot read the format: {by_suffix(left_out)}"
     return list(map(Warned, [*found.unused, f"{root}: {what}"]))
 
 

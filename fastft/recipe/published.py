@@ -47,7 +47,7 @@ class Preprocessing:
     def in_words(self) -> str:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         square = "the whole image squashed to a square" if self.resize == SQUASH else "the central square"
-        part = "" if self.crop_pct == 1 else f", of which {self.crop_pct:g} along each side"
+        part = "" if self.crop_pct == 1 else f", cropped to {self.crop_pct:g} along each side"
         return f"mean {mean}, standard deviation {std}, {self.interpolation}, evaluated on {square}{part}"
 
 

@@ -114,7 +114,7 @@ def _epoch(last: Evaluation, best: Evaluation, kind: str) -> tuple[Literal["best
         return LAST, f"the last epoch is used because {images:,} {what} are too few to choose one"
     kept = best.headline[0]  # only the weights that select the best epoch are kept from it
     if kind != kept:
-        return LAST, f"the last epoch is used because only the {WEIGHTS[kept]} of the best one was kept"
+        return LAST, f"the last epoch is used because only the best epoch's {WEIGHTS[kept]} weights were kept"
     return BEST, f"epoch {best.epoch} is the best on {images:,} {what}"
 
 
