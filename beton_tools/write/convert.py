@@ -42,7 +42,7 @@ def convert_folder(
             id, then by name.
         class_indices: Whether class folders' names are labels: images in folder 7 have the label 7 (ImageNet-V2).
         single_label: Whether a table's label cell such as "cat;dog" names one class, not two.
-        classes_by_position: Whether numeric labels mean the same numbers in `classes_of`, whatever the classes are called.
+        classes_by_position: Whether numeric labels stand for the same labels in `classes_of`, whatever the names.
         say: Prints a line now and then while files at URLs are indexed.
 
     Raises:
@@ -93,7 +93,7 @@ def convert_imagenet(
 
     Args:
         progress_of: split -> context manager whose value is a progress callback.
-        classes_by_position: Whether val's numeric labels mean the same numbers in train, whatever the classes are called.
+        classes_by_position: Whether numeric labels in val stand for the same labels in train, whatever the names.
         say: As for `convert_folder`.
 
     Raises:
