@@ -34,7 +34,7 @@ with imports_of("beton"):
     from beton_tools.read.manifest import Manifest
 
 EXIT_PROBLEMS = 1
-_SHOWN_PROBLEMS = 20  # on the screen; --json prints all
+_SHOWN_PROBLEMS = 20  # on the screen. --json prints all
 
 
 def main(argv: Sequence[str] | None = None) -> int:

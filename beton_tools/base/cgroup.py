@@ -72,7 +72,7 @@ def _read_all(names: Sequence[str], controller: str = "") -> list[str]:
     for folder in _groups(controller):
         try:
             texts.append(" ".join((folder / name).read_text(encoding="ascii").strip() for name in names))
-        except OSError:  # the root has no such file; a container may not see its parents
+        except OSError:  # the root has no such file, and a container may not see its parents
             continue
     return [text for text in texts if text]
 

@@ -12,7 +12,6 @@ import select
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
@@ -36,7 +35,7 @@ _OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{8}-")  # `atomic_path`'s name for a file that is being written
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
-_SUFFIXES = 5  # listed by name; the others are counted together
+_SUFFIXES = 5  # listed by name. The others are counted together
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False, lasting: bool = False) -> Console:
@@ -113,8 +112,8 @@ def format_bytes(count: float) -> str:
 
 
 def by_suffix(counts: Mapping[str, int]) -> str:
-    """Format counts by suffix, the most frequent first: 3 .txt, 1 .xml, 1 without suffix."""
-    named = Counter(counts).most_common(_SUFFIXES)
+    """Format counts by suffix, the most frequent first, then by name: 3 .txt, 1 without suffix, 1 .xml."""
+    named = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:_SUFFIXES]
     texts = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in named]
     if others := sum(counts.values()) - sum(count for _, count in named):
         texts.append(f"{others:,} others")

@@ -1,4 +1,4 @@
-"""The content id of an image: two images are the same if the bytes of their files are."""
+"""An image's content id: two images are the same if their files have the same bytes."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ ID_BYTES = 8  # 64 bits: among 14 million different images, the chance that any 
 
 
 def content_id(data: bytes) -> int:
-    """Return the first 64 bits of the SHA-256 of an image file's bytes. SHA-256, because processors compute it in hardware."""
+    """Return the first 64 bits of an image file's SHA-256, which processors compute in hardware."""
     return int.from_bytes(hashlib.sha256(data).digest()[:ID_BYTES], "little")

@@ -46,7 +46,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-MAX_FILE_BYTES = 1 << 30  # largest image file; a 1 GiB TIFF has 360 megapixels
+MAX_FILE_BYTES = 1 << 30  # largest image file. A 1 GiB TIFF has 360 megapixels
 
 # Each scan in a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual
 # scripts have 10 scans, and libjpeg-turbo's own fuzzers stop at 500.
@@ -102,7 +102,7 @@ def open_image(source: bytes | StrPath) -> Image.Image:
         importlib.import_module("pillow_heif").register_heif_opener()
     try:
         with warnings.catch_warnings():
-            # warnings about metadata, and about images with 90 to 179 million pixels; Pillow opens no larger image
+            # warnings about metadata, and about images with 90 to 179 million pixels. Pillow opens no larger image
             warnings.simplefilter("ignore")
             return _stretch_colours(Image.open(io.BytesIO(data), formats=formats), data)
     except UnidentifiedImageError:  # its message contains a memory address, which differs in every run

@@ -1,8 +1,8 @@
 """`njit`: compile a function with Numba and cache the machine code, with checksums (for the folder see `jit_cache`).
 
-Numba runs what it finds in its cache: a damaged file ends the process without a message, a file of another user is
-another user's code, and a full disk or an unreadable folder ends the command. Here a damaged file counts as missing, and
-with a file that others can write to, or without a usable folder, everything is compiled each time.
+Numba runs what it finds in its cache: a damaged file ends the process without a message, another user's file is another
+user's code, and a full disk or an unreadable folder ends the command. Here a damaged file counts as missing. If others can
+write to a file, or if there is no usable folder, everything is compiled each time.
 """
 
 from __future__ import annotations

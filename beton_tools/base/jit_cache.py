@@ -62,7 +62,7 @@ def _folder_of(state: str) -> Path | None:
             folder = _private(home()) / state
             folder.mkdir(exist_ok=True)
             os.utime(folder)
-        except (OSError, RuntimeError):  # not writable or full; expanduser's RuntimeError: no home directory
+        except (OSError, RuntimeError):  # not writable or full. expanduser raises RuntimeError without a home directory
             continue
         return folder
     return None

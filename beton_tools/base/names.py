@@ -1,4 +1,4 @@
-"""A list of a million file names in one memory block."""
+"""Millions of file names in one memory block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_NAME_BYTES = 4096  # longest name; PATH_MAX on Linux
+MAX_NAME_BYTES = 4096  # longest name (PATH_MAX on Linux)
 
 
 def escape_undecodable(name: str) -> str:

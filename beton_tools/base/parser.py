@@ -89,7 +89,7 @@ def refuse_unknown(
         words: what the parser left over.
         hint: what to say of the unknown argument with this name, which has no hyphens in front.
 
-    Raises UserError: there are such words; all are listed, each with its hint.
+    Raises UserError if there are such words. It lists all of them, each with its hint.
     """
     hints = dict[str, str | None]()
     for word in words:

@@ -1,3 +1,3 @@
-"""The form of pixels: every image that is stored, decoded and augmented is RGB, with a byte per value."""
+"""The pixel format: every image that is stored, decoded and augmented is RGB, with a byte per value."""
 
 CHANNELS = 3

@@ -1,4 +1,4 @@
-"""Values with large arrays, which several processes on a host use at once and only one of them holds.
+"""Values with large arrays that several processes on a host use at once, while only one process holds them.
 
 The arrays lie in an anonymous file in memory. The other processes open it through /proc and map it. It has no name, so
 it is freed when the last process ends, however that ends, and the size of /dev/shm does not limit it.
@@ -21,10 +21,10 @@ class SharedArrays:
     """Tells a process on the same host where a value and its arrays are.
 
     Attributes:
-        process, descriptor: of the process that shares them. It must not end or close the descriptor before the others
-            have mapped it.
+        process, descriptor: the process that shares the arrays, and the file's descriptor there. The process must not end
+            or close the descriptor before the others have mapped the file.
         value: pickled, without the arrays.
-        spans: (offset, bytes) of each array.
+        spans: for each array, (offset, bytes).
     """
 
     process: int
@@ -47,7 +47,7 @@ class SharedArrays:
         return pickle.loads(self.value, buffers=[memory[begin : begin + length] for begin, length in self.spans])
 
     def close(self) -> None:
-        """Let go of the file in the process that shares it. Arrays that are mapped stay."""
+        """Close the file in the process that shares it. Arrays that are mapped stay."""
         os.close(self.descriptor)
 
 

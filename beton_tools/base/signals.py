@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from beton_tools.base import torchrun
 
-# batch systems announce a job's end with SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU; a closed terminal sends SIGHUP
+# Batch systems announce a job's end with SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU. A closed terminal sends SIGHUP.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
@@ -28,7 +28,7 @@ class StoppedBySignal(KeyboardInterrupt):
 
 
 def in_main_thread() -> bool:
-    """Return True in the main thread, the only one in which Python allows signal handlers to be set."""
+    """Return True in the main thread. Python allows signal handlers to be set only there."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -36,9 +36,9 @@ def in_main_thread() -> bool:
 def raise_on_stop_signals(command: str) -> Iterator[None]:
     """Raise StoppedBySignal in the main thread when SIGINT or one of STOP_SIGNALS arrives.
 
-    Where an exception has no effect, the process prints one line and ends instead. This is the case while a module is
-    imported, as in `imports_of` (commands import most of their modules when they run), and in destructors and callbacks
-    from C, such as LLVM's.
+    Where an exception has no effect, the process prints one line and ends instead. This is so while a module is imported,
+    as in `imports_of` (commands import most of their modules when they run), and in destructors and callbacks from C, such
+    as LLVM's.
 
     A signal that is ignored (nohup ignores SIGHUP) or has a handler keeps its behaviour. In other threads this does
     nothing.
@@ -148,7 +148,7 @@ def _end(command: str, number: int) -> None:
 def _is_main_program(program: str) -> bool:
     """Return True if this process runs `program`, or `python -m` its package ("-m" while that is imported)."""
     started_as = Path(sys.argv[0]).name if sys.argv else ""
-    # present in every worker process; importing it here would take longer than the rest of this module
+    # every worker process has loaded it. Importing it here would take longer than the rest of this module
     processes = sys.modules.get("multiprocessing.process")
     is_worker = processes is not None and (
         processes.parent_process() is not None
@@ -159,9 +159,9 @@ def _is_main_program(program: str) -> bool:
 
 @contextmanager
 def hint_when_interrupted() -> Iterator[None]:
-    """Add to the message of an interruption that the same command continues the conversion.
+    """Tell the user, when a signal or Ctrl-C ends the block, that the same command continues the conversion.
 
-    This applies to Ctrl-C and to other signals.
+    This sentence becomes the exception's message.
     """
     try:
         yield

@@ -24,7 +24,7 @@ _GAP, _LINE, _FONT_SIZE, _CHARACTER = 12, 16, 13, 7  # pixels between pictures, 
 _MOST_LINES = 4  # per caption
 _PAPER, _INK, _BAD = "#ffffff", "#1f2933", "#b3261e"
 _MAX_PIXELS = 178_956_970  # Pillow opens no larger image: 2 * Image.MAX_IMAGE_PIXELS
-_MAX_NAME = 200  # bytes, out of 255 for a file name; names come from the manifest and can have any length
+_MAX_NAME = 200  # bytes, out of 255 for a file name. Names come from the manifest and can have any length
 
 
 def choose_samples(
@@ -100,7 +100,7 @@ def extract(
 def _class_folders(classes: Sequence[str]) -> list[str]:
     """Return a unique folder name for each class. Where two would be equal, the label is appended."""
     names = [_safe(name) for name in classes]
-    # repeated, because a name with its label may be a third class's name; names with labels are all different
+    # Repeated, because a name with its label may be a third class's name. Names with labels are all different.
     while repeated := {name for name, count in Counter(names).items() if count > 1}:
         names = [f"{name}_{label}" if name in repeated else name for label, name in enumerate(names)]
     return names
@@ -134,7 +134,7 @@ def draw_sheet(beton: Beton, manifest: Manifest | None, ids: Sequence[int], colu
     columns = min(columns, len(ids))
     if -(-len(ids) // columns) * columns * (cell + _GAP) * (cell + _GAP + 2 * _LINE) > _MAX_PIXELS:
         raise UserError(
-            f"a sheet of {len(ids):,} images of {cell} pixels has more than {_MAX_PIXELS:,} pixels. Reduce --limit or --cell"
+            f"a sheet with {len(ids):,} images at {cell} pixels has more than {_MAX_PIXELS:,} pixels. Reduce --limit or --cell"
         )
     cells = []
     for sample_id in ids:

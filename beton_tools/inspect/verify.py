@@ -27,7 +27,7 @@ class Report:
     """Result of a verification.
 
     Attributes:
-        num_indexed: Number of JPEGs with a correct crop index.
+        num_indexed: How many JPEGs have a correct crop index.
         has_labels: Whether a field can be read as classes, which is not so in FFCV's files with other targets.
         problems: (where, what), in file order.
     """
@@ -97,7 +97,7 @@ def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
 
 
 def _check_manifest(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the manifest of a file whose pages it describes."""
+    """Yield what is wrong with a manifest that describes the file's pages."""
     for table in ("names", "contents", "groups"):
         try:
             getattr(manifest, table)

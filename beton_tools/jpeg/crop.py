@@ -6,7 +6,7 @@
     code, at, stride = find_region(jpeg, head, y, x, h, w, scratch[t], handles[t])
     code = decode_region(jpeg, head, y, x, h, w, packed[offset : offset + 3 * h * w], scratch[t], handles[t])
 
-`find_region` leaves the pixels where they were decoded, so that nothing is copied; `decode_region` packs them. `code` is
+`find_region` leaves the pixels where they were decoded, so that nothing is copied. `decode_region` packs them. `code` is
 0 or an error code for `describe_error`. After an error the pixels are undefined. All arrays are contiguous u8. Nothing
 is allocated, nothing raises, and the GIL is not held.
 """
@@ -25,16 +25,16 @@ from beton_tools.jpeg.markers import OK, DamagedJpeg, Header, as_bytes_array, ch
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.jpeg.turbo import close_decoders, decompress, open_decoders
 
-_NARROW = 4  # pixels; libjpeg repeats chroma instead of interpolating it where a row has at most two samples
+_NARROW = 4  # pixels. Where a row has at most two chroma samples, libjpeg repeats them instead of interpolating
 
 
 def scratch_bytes(max_height: int, max_width: int, max_jpeg_bytes: int) -> int:
-    """Return how many bytes of scratch suffice to decode any region in any image within these limits."""
+    """Return how many scratch bytes suffice to decode any region in any image within these limits."""
     return CHANNELS * max_height * max_width + max_jpeg_bytes
 
 
 class Rectangle(NamedTuple):
-    """A region of pixels."""
+    """A pixel region."""
 
     y: int
     x: int
@@ -43,7 +43,7 @@ class Rectangle(NamedTuple):
 
 
 class Cover(NamedTuple):
-    """A block of restart segments: MCU rows [top, bottom), and strips [left, right) in each row."""
+    """Restart segments that form a block: MCU rows [top, bottom), and strips [left, right) in each row."""
 
     top: int
     bottom: int
@@ -58,7 +58,7 @@ def decode_region(
     """Write pixels [y:y+h, x:x+w] of the JPEG `src` to `out` as h*w*3 RGB bytes. Returns OK or an error code.
 
     Args:
-        head: Header of `src`, from `scan_header`. Its code must be OK.
+        head: The JPEG's header, from `scan_header`. Its code must be OK.
     """
     code, at, stride = find_region(src, head, y, x, h, w, scratch, handle)
     if code == OK:
@@ -68,7 +68,7 @@ def decode_region(
 
 @njit(nogil=True)
 def pack_rows(pixels: np.ndarray, at: int, stride: int, h: int, w: int, out: np.ndarray) -> int:
-    """Copy h rows of w RGB pixels, which begin at `pixels[at + row * stride]`, to the start of `out`.
+    """Copy h rows, w RGB pixels each, from `pixels[at + row * stride]` to `out`, without gaps.
 
     Returns OK, or BAD_REGION if `out` is too small.
     """
@@ -87,10 +87,10 @@ def find_region(
     """Decode pixels [y:y+h, x:x+w] of the JPEG `src`, and what surrounds them, into `scratch`.
 
     Args:
-        head: Header of `src`, from `scan_header`. Its code must be OK.
+        head: The JPEG's header, from `scan_header`. Its code must be OK.
 
     Returns:
-        (code, at, stride): OK or an error code, and that row r of the region begins at `scratch[at + r * stride]`.
+        (code, at, stride). code: OK or an error code. The region's row r begins at `scratch[at + r * stride]`.
     """
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
         return markers.BAD_REGION, 0, 0
@@ -110,8 +110,8 @@ def find_region(
 def _covering(head: Header, region: Rectangle) -> Cover:
     """Return the segments that contain the region.
 
-    Where chroma is subsampled, libjpeg interpolates each sample with its neighbours ("fancy" upsampling). One more
-    pixel on each side is covered, so that the cut changes only pixels outside the region.
+    Where chroma is subsampled, libjpeg interpolates each sample with its neighbours ("fancy" upsampling). The segments
+    therefore cover one more pixel on each side, and the cut changes only pixels outside the region.
     """
     mcu_h, mcu_w = mcu_size(head)
     strip_w = mcu_w * head.restart_interval
@@ -149,7 +149,7 @@ def _decode_segments(
 
 @njit(nogil=True)
 def _write_header(src: np.ndarray, head: Header, height: int, width: int, small: np.ndarray) -> int:
-    """Copy the header without the crop index to `small`, with another image size. Returns its number of bytes."""
+    """Copy the header without the crop index to `small`, with another image size. Returns how many bytes it has."""
     index_at = head.index_at - 4
     rest = head.scan_at - head.index_end
     copy_bytes(small, 0, src, 0, index_at)
@@ -166,9 +166,8 @@ def _write_header(src: np.ndarray, head: Header, height: int, width: int, small:
 def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarray, n: int) -> int:
     """Append the covered segments, with renumbered markers, and an EOI marker.
 
-    Returns the new size, or 0 if the index is wrong. Every entry is checked, not only those that are used, because the
-    index is used only if all of it is right. The segments are disjoint parts of `src`, so `src.size` bytes suffice for
-    `small`.
+    Returns the new size, or 0 if the index is wrong. All entries are checked, because the index is used only if it is
+    right everywhere. The segments are disjoint parts of `src`, so `src.size` bytes suffice for `small`.
     """
     rows, per_row = segment_grid(src, head)
     start, count = head.scan_at, 0
@@ -190,7 +189,7 @@ def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarr
 
 
 def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """Decode a JPEG, or its region (y, x, h, w), to (h, w, 3) u8 RGB. For single images; loops use decode_region.
+    """Decode a JPEG, or its region (y, x, h, w), to (h, w, 3) u8 RGB. For single images. Loops use decode_region.
 
     Raises:
         JpegError: The file is not a JPEG or is an unsupported kind, or the region lies outside the image.
@@ -213,8 +212,8 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
 def decode_reduced(jpeg: bytes, factor: int) -> np.ndarray:
     """Decode a whole JPEG at 1/factor of its height and width, both rounded up, to (h, w, 3) u8 RGB.
 
-    `factor` is 1, 2, 4 or 8. libjpeg averages blocks of pixels in the DCT domain, which takes a fraction of the time
-    that decoding all pixels takes. Raises JpegError and DamagedJpeg like `decode_rgb`.
+    `factor` is 1, 2, 4 or 8. libjpeg averages pixel blocks in the DCT domain, which is much faster than decoding all
+    pixels. Raises JpegError and DamagedJpeg like `decode_rgb`.
     """
     src = as_bytes_array(jpeg)
     head = markers.parse(src)

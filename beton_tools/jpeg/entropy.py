@@ -1,7 +1,7 @@
 """Code a scan anew with other restart boundaries and Huffman tables, without touching a coefficient (ITU T.81, annex F).
 
-A scan is a sequence of terms: a symbol, which a Huffman table codes, and the bits of a value. AC terms stay as they are and
-get the new table's codes. A DC term is the difference to the previous block in the same component, and a restart marker
+A scan is a sequence of terms. A term is a symbol, which a Huffman table codes, and a value's bits. AC terms stay as they are
+and get the new table's codes. A DC term is the difference to the previous block in the same component, and a restart marker
 resets that predictor to zero, so differences change at the old and the new markers.
 """
 
@@ -17,7 +17,7 @@ from beton_tools.jpeg.memory import load_big_endian, store_big_endian
 _MAX_DC_SIZE = 11  # bits in a DC difference for 8-bit samples, T.81 table F.1
 SPARE_BYTES = BLOCK * MAX_TERM // 8 + 16  # the longest block and a peek after it
 _PEEK_BITS = 57  # valid bits in a peek, at least
-_PADDING = 8  # bits; a segment is padded to a whole byte with fewer than these
+_PADDING = 8  # bits. A segment is padded to a whole byte with fewer bits than this
 MAX_BLOCKS = 10  # in an MCU, T.81 B.2.3
 _MAX_COMPONENTS = 4
 _SIXTEEN_ZEROS = 0xF0  # the one AC symbol without a value that does not end a block
@@ -36,8 +36,8 @@ def _has_ff(word: np.uint64) -> bool:
 def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Copy the scan from src[at:] to `clean` without stuffed zeros and markers, up to the EOI marker.
 
-    starts[k] becomes the offset of restart segment k in `clean`, and starts[segments] the end. `clean` must have
-    src.size - at bytes, and `starts` the expected number of segments plus one. Returns (code, segments).
+    starts[k] becomes the offset in `clean` where restart segment k begins, and starts[segments] the end. `clean` must have
+    src.size - at bytes, and `starts` one entry more than the expected segments. Returns (code, segments).
     """
     n, segment = 0, 0
     starts[0] = 0
@@ -110,11 +110,11 @@ def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
 def _read_ac(
     clean: np.ndarray, bit: int, number: int, table: np.void, terms: np.ndarray, counts: np.ndarray, n: int
 ) -> tuple[int, int]:
-    """Append a block's AC terms to the first `n` terms, and count them. number: the table's.
+    """Append a block's AC terms to the first `n` terms, and count them. number: the table's number.
 
     Returns (position after them, number of terms), or (-1, 0) if they are damaged.
     """
-    k, word, passed = 1, _peek(clean, bit), 0  # passed: bits of the peek that are no longer in `word`
+    k, word, passed = 1, _peek(clean, bit), 0  # passed: bits from the peek that are no longer in `word`
     while k < BLOCK:
         if passed > _PEEK_BITS - MAX_TERM:
             bit += passed
@@ -147,13 +147,13 @@ def read_terms(
     mcus: int,
     blocks: np.ndarray,  # (blocks in an MCU, 3) i64: component, DC table, AC table (both 0-7)
     tables: np.ndarray,  # (TABLES,) TABLE
-    terms: np.ndarray,  # u32, term_capacity of them: table << 24 | symbol << 16 | value, as they are to be written
+    terms: np.ndarray,  # u32 (term_capacity,): table << 24 | symbol << 16 | value, as they are to be written
     counts: np.ndarray,  # (TABLES * SYMBOLS,) i64: how often each symbol is to be written is added here
     ends: np.ndarray,  # i64, one per new segment: set to the number of terms up to its end
 ) -> int:
     """Decode the scan into terms, for a restart marker after every `new_interval` MCUs. Returns OK or DAMAGED."""
     old_dc, new_dc = np.zeros(_MAX_COMPONENTS, np.int64), np.zeros(_MAX_COMPONENTS, np.int64)
-    n = bit = end = 0  # terms; position in the stream, and where its segment ends
+    n = bit = end = 0  # the number of terms, the position in the stream, and where its segment ends
     for mcu in range(mcus):
         if mcu % old_interval == 0:
             bit, end = 8 * starts[mcu // old_interval], 8 * starts[mcu // old_interval + 1]
@@ -199,7 +199,7 @@ def write_terms(
     terms: np.ndarray,  # u32, from read_terms
     codes: np.ndarray,  # (TABLES * SYMBOLS,) u64, from huffman.codes_of
     out: np.ndarray,  # u8, out_capacity bytes
-    ends: np.ndarray,  # i64, from read_terms: set to the offset in `out` of the marker after each segment
+    ends: np.ndarray,  # i64, from read_terms: set to the offset in `out` where the marker after each segment begins
 ) -> None:
     """Write the scan, with restart markers and an EOI marker."""
     n = at = 0

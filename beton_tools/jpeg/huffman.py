@@ -11,24 +11,24 @@ from beton_tools.base.jit import njit
 from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, check_code, segment
 
 TABLES = 8  # DC tables 0-3, then AC tables 0-3
-AC = 4  # number of the first AC table
+AC = 4  # the first AC table's number
 MAX_CODE = 16  # bits
 MAX_TERM = MAX_CODE + 15  # bits in an AC term: code and value
 BLOCK = 64  # coefficients
 _MAX_DC_SYMBOL = 15  # libjpeg refuses tables with larger ones
-FAST_BITS = 10  # codes up to this length are found in one look-up; longer ones are rare
+FAST_BITS = 10  # codes up to this length are found in one look-up. Longer ones are rare
 SYMBOLS = 256
 
 
 class Spec(NamedTuple):
     """Tables in the form that DHT segments have."""
 
-    counts: np.ndarray  # (TABLES, 17) u8: number of codes with each length; [:, 0] is unused
-    values: np.ndarray  # (TABLES, 256) u8: symbols in the order of their codes
+    counts: np.ndarray  # (TABLES, 17) u8: number of codes with each length. [:, 0] is unused
+    values: np.ndarray  # (TABLES, 256) u8: symbols, ordered by code
 
 
-# One table, ready for decoding and coding. It is a record, not a tuple of arrays, because numba updates a reference
-# count for each array taken from a tuple, which costs as much as the look-up.
+# One table, ready for decoding and coding. It is a record, because with a tuple of arrays numba would update a reference
+# count for each array it takes from it, which costs as much as the look-up.
 TABLE = np.dtype(
     [
         # length << 8 | symbol of the first code in the window, 0: longer code
@@ -95,11 +95,11 @@ def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
 
 
 def codes_of(tables: np.ndarray) -> np.ndarray:
-    """Return the bits to write for each symbol, (TABLES * SYMBOLS,) u64: its code, zeros for its value, their number in 8 bits.
+    """Return the bits to write for each symbol, (TABLES * SYMBOLS,) u64: code, zeros for the value, and a bit count in 8 bits.
 
     Tables that `derive` has not filled have undefined codes.
     """
-    values = np.arange(SYMBOLS, dtype=np.uint64) & np.uint64(15)  # a value's bits; a DC symbol is at most 11
+    values = np.arange(SYMBOLS, dtype=np.uint64) & np.uint64(15)  # a value's bits. A DC symbol is at most 11
     terms = tables["code"].astype(np.uint64) << values
     return ((terms << np.uint64(8)) | (tables["size"] + values)).ravel()
 
@@ -160,7 +160,7 @@ def _fit(counts: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> None:
         while first >= 0:
             sizes[first] += 1
             first = following[first]
-    totals = np.zeros(max(symbols.size, MAX_CODE) + 1, np.int64)  # codes of each length
+    totals = np.zeros(max(symbols.size, MAX_CODE) + 1, np.int64)  # codes by length
     for size in sizes:
         totals[size] += 1
     for length in range(totals.size - 1, MAX_CODE, -1):

@@ -1,4 +1,4 @@
-"""JPEG markers: offsets of a file's parts and the contents of its frame header (ITU T.81, annex B).
+"""JPEG markers: where a file's parts begin, and what its frame header contains (ITU T.81, annex B).
 
 `scan_header` is the only parser. It is njit, bounds-checked and allocation-free, so that the decode loop can call it
 for every image. `parse` wraps it for Python callers: it raises an exception instead of returning a code.
@@ -20,7 +20,7 @@ SOI, EOI, SOS, DQT, DHT, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
 RST0, APP0, APP14, APP15, COM = 0xD0, 0xE0, 0xEE, 0xEF, 0xFE
 APP_INDEX = 0xE9  # APP9, which JFIF (0), Exif (1), ICC (2), JUMBF (11), Photoshop (13) and Adobe (14) leave free
-INDEX_MAGIC = np.frombuffer(b"cropidx", np.uint8)  # followed by one byte, the size of an entry
+INDEX_MAGIC = np.frombuffer(b"cropidx", np.uint8)  # followed by one byte, an entry's size
 ADOBE_MAGIC = np.frombuffer(b"Adobe", np.uint8)
 JFIF_MAGIC = np.frombuffer(b"JFIF\0", np.uint8)
 
@@ -43,7 +43,7 @@ class JpegError(UserError):
 
 
 class DamagedJpeg(JpegError):
-    """A supported kind of JPEG whose entropy-coded data are damaged."""
+    """A supported JPEG whose entropy-coded data are damaged."""
 
 
 def describe_error(code: int) -> str:
@@ -65,17 +65,17 @@ class Header(NamedTuple):
     height: int
     width: int
     components: int
-    h_max: int  # largest sampling factors; 1 for grey: its MCU is one block (T.81 A.2.2)
+    h_max: int  # largest sampling factors. 1 for grey, whose MCU is one block (T.81 A.2.2)
     v_max: int
-    restart_interval: int  # MCUs; 0: none
+    restart_interval: int  # MCUs, or 0 without restart markers
     single_scan: bool  # the first scan contains all components
-    sof_at: int  # offset of the frame's FF byte
+    sof_at: int  # offset of the frame marker's FF byte
     sos_at: int
     scan_at: int  # first entropy-coded byte
     index_at: int  # payload of the crop index segment
     index_end: int
     jfif: bool
-    adobe: int  # the Adobe segment's colour transform; -1: no such segment
+    adobe: int  # the Adobe segment's colour transform, or -1 without such a segment
 
 
 @njit(nogil=True)
@@ -205,7 +205,7 @@ def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
 
 
 def parse(jpeg: bytes | np.ndarray) -> Header:
-    """Read a JPEG file's header. Raises JpegError if the header is broken or the kind of JPEG is unsupported."""
+    """Read a JPEG file's header. Raises JpegError if the header is broken or the JPEG is of an unsupported kind."""
     head = scan_header(as_bytes_array(jpeg))
     check_code(head.code)
     return head

@@ -27,11 +27,11 @@ from beton_tools.jpeg.markers import DAMAGED, OK, JpegError
 # turbojpeg.h
 _TJPF_RGB, _TJPF_GRAY = 0, 6
 _TJXOP = {2: 1, 3: 6, 4: 2, 5: 3, 6: 5, 7: 4, 8: 7}  # Exif orientation -> how the image is turned to be upright
-_PERFECT, _COPY_NONE = 1, 64  # fail where blocks at an edge are incomplete; drop Exif and other application data
+_PERFECT, _COPY_NONE = 1, 64  # fail where blocks at an edge are incomplete, and drop Exif and other application data
 _TJSAMP = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "gray": 3, "4:4:0": 4, "4:1:1": 5}
 _ACCURATE_DCT, _NO_REALLOC, _LIMIT_SCANS = 4096, 1024, 32768  # the last stops "scan bombs" after 500 scans
 SUBSAMPLINGS = tuple(_TJSAMP)
-MAX_SIDE = 65500  # libjpeg's JPEG_MAX_DIMENSION; the format allows 65535
+MAX_SIDE = 65500  # libjpeg's JPEG_MAX_DIMENSION. The format allows 65535
 
 
 BUNDLED = Path(__file__).with_name("libturbojpeg.so.0")  # in the wheels from .ci/wheels

@@ -1,6 +1,6 @@
 """One or more `.beton` files, or some of their samples, as one table.
 
-Sample ids run through the files in their order.
+Samples are numbered through the files, in file order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from beton_tools.read.subset_file import FileIdentity, SubsetFile, is_subset_fil
 
 MOST_THREADS = 16  # threads that open files: more would only wait for each other
 _ROWS = 1 << 18  # samples that are examined at once
-READ_WHOLE = 1 << 30  # bytes: files without a manifest that are read to identify them; from memory in half a second
+# Files without a manifest are read to identify them, if they have at most this many bytes (half a second from memory).
+READ_WHOLE = 1 << 30
 
 
 class Largest(NamedTuple):
@@ -51,11 +52,11 @@ class FileClasses:
 
     Attributes:
         known: The classes by label, or None without a manifest, as for FFCV's files.
-        counts: int64 (C,), the number of samples with each label.
+        counts: int64 (C,), samples per label.
         checksum: From the manifest.
-        source: The conversion that the file is a part of, or all of. None without a manifest.
+        source: The conversion that wrote the file, alone or with other parts. None without a manifest.
         background: The colour under transparent pixels, if any image is known to have them.
-        animations: Number of images that are known to be the first frame of an animation.
+        animations: How many images are known to be an animation's first frame.
     """
 
     known: Classes | None
@@ -67,18 +68,18 @@ class FileClasses:
 
     @property
     def classes(self) -> Classes:
-        """The classes, which without a manifest have numbers only."""
+        """The classes. Without a manifest they only have numbers."""
         return Classes.unnamed(len(self.counts)) if self.known is None else self.known
 
 
 class Content(Document, omit_defaults=True):
-    """The content of a set of files. It is stored in checkpoints.
+    """Identifies what a set of files contains. It is stored in checkpoints.
 
     Attributes:
         files: The files' names.
         identities: The files' identities, which change with their bytes.
-        checksum: Checksum of the images, whatever the files are called. It is from the manifests. A file without a
-            manifest is read whole, or if it is larger than READ_WHOLE, the checksum is None.
+        checksum: Checksum over the images, whatever the files are called. It comes from the manifests. A file without a
+            manifest is read whole. If such a file is larger than READ_WHOLE, the checksum is None.
     """
 
     num_samples: Count
@@ -87,7 +88,7 @@ class Content(Document, omit_defaults=True):
     checksum: str | None = None
 
     def has_same_images(self, other: Content) -> bool:
-        """Return True if the samples are the same in the same order. The files may have other names."""
+        """Return True if the samples are the same, in the same order. File names may differ."""
         if self.num_samples != other.num_samples or self.identities != other.identities:
             return False
         return None in (self.checksum, other.checksum) or self.checksum == other.checksum
@@ -98,12 +99,12 @@ class BetonSet(SampleTable):
     """The samples in one or more files. File f has the ids starts[f] to starts[f + 1] - 1.
 
     Attributes:
-        files: The files. Their tables are views of this object's, unless it has only some of the samples.
+        files: The files. Their tables are views into this object's tables, unless only some samples are selected.
         starts: int64 (F + 1,).
         descriptors: int32 (F,), the open files' descriptors.
         classes: Each file's classes.
         largest: Largest values over all samples.
-        ids_in_files: int64 (N,), each sample's id in its file. None stands for all samples in the files.
+        ids_in_files: int64 (N,), each sample's id in its file. None if all samples are selected.
     """
 
     named: str
@@ -146,15 +147,15 @@ class BetonSet(SampleTable):
 
         Args:
             data: A file, a pattern, or several of them (see `find_betons`). A subset file stands for its samples.
-            labelled: Whether to read classes and manifests too. Without them `labels` may be missing, or be other
-                numbers.
+            labelled: Whether to read classes and manifests too. If not, `labels` may be missing or hold numbers that are
+                not labels.
             classes_by_position: Whether equal labels mean the same classes in all files, whatever their manifests say.
             opened: Sets whose files are not opened again if `data` names them too.
 
         Raises:
             UserError: A file is missing or not a complete, consistent `.beton`, its manifest belongs to another file, a
                 label is outside its classes, the files differ in fields or classes, some have the same images or are
-                parts of different conversions, or a file has changed since a subset was made of it.
+                parts of different conversions, or a file has changed since a subset was taken from it.
         """
         if is_subset_file(data):
             return cls._open_subset(Path(data), classes_by_position, opened)
@@ -235,7 +236,7 @@ class BetonSet(SampleTable):
 
     @property
     def file_size(self) -> int:
-        """Size of all files in bytes."""
+        """All files' bytes together."""
         return sum(beton.file_size for beton in self.files)
 
     @property
@@ -250,12 +251,12 @@ class BetonSet(SampleTable):
 
     @property
     def class_names(self) -> list[str]:
-        """Names by label, which differ from each other: from the manifests, otherwise "class 0" up to the highest label."""
+        """A different name for each label: from the manifests, otherwise "class 0" up to the highest label."""
         return list(self.known_classes.labels)
 
     @property
     def class_counts(self) -> list[int]:
-        """Number of samples in each class."""
+        """How many samples each class has."""
         counts = np.zeros(max(len(self.known_classes), *(len(c.counts) for c in self.classes)), np.int64)
         for of_file in self.classes:
             counts[: len(of_file.counts)] += of_file.counts
@@ -289,9 +290,9 @@ class BetonSet(SampleTable):
 
     @property
     def missing_parts(self) -> str:
-        """List the first parts of a divided conversion that are missing, and how many more there are: "2/16, 5/16".
+        """List a divided conversion's first missing parts, and how many more are missing: "2/16, 5/16".
 
-        The text is "" if none are missing, or if the files are not parts of one conversion.
+        The text is "" if none are missing, or if the files do not belong to one conversion.
         """
         parts = [c.source.part for c in self.classes if c.source is not None]
         return list_missing([part for part in parts if part is not None]) if len(parts) == len(self.classes) else ""
@@ -333,7 +334,7 @@ class BetonSet(SampleTable):
         return every if self.ids_in_files is None else [every[i] for i in self._ids_through_files().tolist()]
 
     def read_contents(self) -> np.ndarray | None:
-        """Return the content ids of the samples' source files, uint64 (N,). None if a file has no manifest of version 2."""
+        """Return the samples' content ids in the source, uint64 (N,). None if a file has no version 2 manifest."""
         found = [None if manifest is None else manifest.contents for manifest in self._manifests()]
         ids = [contents for contents in found if contents is not None]
         if len(ids) < len(found):
@@ -346,7 +347,7 @@ class BetonSet(SampleTable):
 
     @property
     def animations(self) -> int:
-        """Number of images in the files that are the first frame of an animation."""
+        """How many images in the files are an animation's first frame."""
         return sum(c.animations for c in self.classes)
 
     @property
@@ -396,7 +397,7 @@ def _open_file(path: Path, labelled: bool) -> tuple[Beton, FileClasses]:
 
 
 def _join(betons: list[Beton], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return the tables of all files: metadata, sizes, label sets. Each file's tables become views of them."""
+    """Join the files' tables: metadata, sizes, label sets. Each file's own tables become views into these."""
     first, count = betons[0], int(starts[-1])
     if len(betons) == 1:
         return first.metadata, first.sizes, first.label_sets

@@ -1,4 +1,4 @@
-"""The classes of a file or a model, and the only rule by which two lists of classes are compared."""
+"""A file's or a model's classes, and the only rule by which two class lists are compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Classes:
 
     Attributes:
         names: Readable names. Several classes may share one, as ImageNet's two cranes do.
-        ids: What tells the classes apart: WordNet ids or folder names. None if they are not known, as for the models of
+        ids: What tells the classes apart: WordNet ids or folder names. None if they are not known, as for models from
             earlier versions and for files without a manifest.
     """
 
@@ -80,7 +80,7 @@ class Classes:
             if row is None and (label != name or name in own_unique):
                 row = by_name.get(label)
             if row is None and self.ids is not None:
-                row = by_name.get(self.ids[k])  # named by what is only an id here
+                row = by_name.get(self.ids[k])  # what is an id here may be a name there
             if row is None and name in own_unique:
                 row = by_id.get(name)
             rows.append(row)
@@ -97,16 +97,16 @@ def compare_classes(
     by_position: bool = False,
     outputs: int | None = None,
 ) -> str:
-    """Compare two lists of classes label by label: by id, then by name.
+    """Compare two class lists label by label: by id, then by name.
 
-    Where one side has no names, labels are compared as numbers. Then there must not be fewer of them than classes,
-    because a file with some of the classes, numbered on its own, has other labels.
+    Where one side has no names, labels are compared as numbers. Then `classes` must not be shorter than `expected`: a
+    file that has only some of the classes, numbered on its own, has other labels.
 
     Args:
         where, other: What has `classes` and `expected`, for messages.
         advice: Ends the message, as a sentence without its full stop.
-        by_position: The user says that the labels mean the same classes, whatever their names.
-        outputs: The largest number of classes, if the model has outputs beyond `expected`.
+        by_position: Whether equal labels mean the same classes, whatever their names (the user's choice).
+        outputs: How many classes are accepted, if the model has outputs beyond `expected`.
 
     Returns:
         A sentence if labels are compared as numbers although one side has names, otherwise "".

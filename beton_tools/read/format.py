@@ -28,11 +28,11 @@ VERSION = 2
 MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
-_ROWS = 1 << 18  # of a table that are checked at once, so that checking takes no memory for each sample
-_PIECE = 64 << 20  # bytes of a table that are read at once
-_IDENTIFYING = 4  # images whose bytes identify a file, together with its tables; few, for many files on a network
-# A JPEG spends at least one bit on each 8 x 8 block (512 pixels per byte). A file that claims more than twice that
-# number of pixels would make readers allocate gigabytes for nothing.
+_ROWS = 1 << 18  # table rows that are checked at once, so that checking takes no memory for each sample
+_PIECE = 64 << 20  # table bytes that are read at once
+_IDENTIFYING = 4  # images whose bytes identify a file, together with its tables. Few, for many files on a network
+# A JPEG spends at least one bit on each 8 x 8 block (512 pixels per byte). A file that claims more than twice as many
+# pixels would make readers allocate gigabytes for nothing.
 MAX_PIXELS_PER_BYTE = 1024
 
 HEADER_DTYPE = np.dtype(
@@ -89,12 +89,12 @@ def write_tables(
     file: BinaryIO, samples: np.ndarray, sizes: np.ndarray, *, page_size: int, data_start: int, data_end: int,
     set_size: int = 0,
 ) -> int:  # fmt: skip
-    """Write everything except the pages, which are the bytes [data_start, data_end) of the file.
+    """Write everything except the pages, which are the file's bytes [data_start, data_end).
 
     Args:
         samples: The metadata table, SAMPLE_DTYPE (N,).
         sizes: Bytes per image, integers (N,).
-        set_size: Number of classes in files with label sets, where f1 points to the arrays. 0 means that f1 is a label.
+        set_size: How many classes a file with label sets has. There f1 points to the arrays. 0 means that f1 is a label.
 
     Returns:
         The file's size. The file ends with the allocation table.
@@ -133,7 +133,7 @@ class Beton(SampleTable):
     an error that names the file, where a memory map would end the process with SIGBUS.
 
     Attributes:
-        data_start, data_end: Offsets of the first page and of the end of the last one.
+        data_start, data_end: Where the first page begins and the last one ends.
         descriptor: File descriptor, open as long as this object exists.
     """
 
@@ -187,7 +187,7 @@ class Beton(SampleTable):
         return (self.data_end - self.data_start) // self.page_size
 
     def page_crc32(self, page: int) -> int:
-        """Return the CRC-32 of a page. The last page may be shorter in files that other programs wrote."""
+        """Return a page's CRC-32. The last page may be shorter in files that other programs wrote."""
         start = self.data_start + page * self.page_size
         return zlib.crc32(self.read(start, min(self.page_size, self.data_end - start)).data)
 
@@ -196,7 +196,7 @@ class Beton(SampleTable):
         return self.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
 
     def read(self, offset: int, num_bytes: int) -> np.ndarray:
-        """Return the bytes [offset, offset + num_bytes) of the file, uint8.
+        """Return the file's bytes [offset, offset + num_bytes), uint8.
 
         Raises:
             UserError: The file has become shorter since it was opened, or cannot be read.
@@ -214,7 +214,7 @@ class Beton(SampleTable):
         return out
 
     def with_tables(self, metadata: np.ndarray, sizes: np.ndarray, label_sets: np.ndarray | None) -> Beton:
-        """Return the same file with its tables replaced by views of larger tables."""
+        """Return the same file with its tables replaced by views into larger tables."""
         return replace(self, metadata=metadata, sizes=sizes, label_sets=label_sets, descriptor=os.dup(self.descriptor))
 
     def check_unchanged(self) -> None:
@@ -231,9 +231,9 @@ class Beton(SampleTable):
         )
 
     def identity(self) -> int:
-        """Return a CRC-32 of the tables, the labels and some images' bytes.
+        """Return a CRC-32 over the tables, the labels and some images' bytes.
 
-        The tables hold every image's offset and size, so other JPEGs give another value. Raw images of one size have
+        The tables hold every image's offset and size, so other JPEGs give another value. Equally large raw images have
         the same tables, whatever they show. Such files are told apart by the images that are read here, and by
         `beton_tools.read.manifest.read_checksum`.
         """
@@ -245,7 +245,7 @@ class Beton(SampleTable):
         return crc
 
     def tables_crc32(self) -> int:
-        """Return a CRC-32 of everything except the pages.
+        """Return a CRC-32 over everything except the pages.
 
         It covers the header, field descriptors and metadata, then the allocation table.
         """
@@ -265,12 +265,12 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     num_samples, page_size = int(header["num_samples"]), int(header["page_size"])
     data_end = int(header["alloc_table_ptr"])
     fits = num_samples > 0 and start + num_samples * dtype.itemsize <= data_end
-    require(fits, f"the file is too small for the {num_samples} samples of its header")
+    require(fits, f"the file is too small for the {num_samples} samples that its header states")
     metadata = _read_array(file, dtype, num_samples)
     metadata.flags.writeable = False
     num_allocated = (status.st_size - data_end) // ALLOC_DTYPE.itemsize
     has_others = not {f.type_id for f in fields} <= _ONE_ALLOCATION
-    allocated = f"{num_allocated} images are allocated for the {num_samples} samples of its header"
+    allocated = f"its header states {num_samples} samples, but {num_allocated} images are allocated"
     require(has_others or num_allocated == num_samples, allocated)
     image = metadata[image_field(fields).column]
     pointers = image["data_ptr"].view(np.int64)

@@ -1,6 +1,6 @@
 """`X.beton.manifest.json`: what the `.beton` format cannot store, such as class names and checksums.
 
-The long tables, with a value for each sample, are the last entry of the file. They are read when they are first used.
+The long tables, which have a value for each sample, are the file's last entry. They are read when they are first used.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Crc32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 FORMAT = "beton-manifest"
 VERSION = 2
 NAMES_ONLY = 1  # the version before, whose only long table is `names`
-MAX_FILE_BYTES = 512 << 20  # a manifest of ImageNet has 25 MB, one of 20 million images 380 MB
-CLEAR, ANIMATED = "transparent ", "animated "  # parts of the keys in `Manifest.encodings`
+MAX_FILE_BYTES = 512 << 20  # ImageNet's manifest has 25 MB, a manifest for 20 million images 380 MB
+CLEAR, ANIMATED = "transparent ", "animated "  # occur within keys in `Manifest.encodings`
 CHECKED_IMAGES = 16  # images whose checksums tell whether a file and a manifest belong together
-_MAX_NAMES_BYTES = 1 << 31  # for all names together; bounds what a hostile, compressed table may unpack to
+_MAX_NAMES_BYTES = 1 << 31  # for all names together. This bounds what a hostile, compressed table may unpack to
 _EXPECTED = "a manifest that `fastft convert` wrote"
 _CHUNK = 1 << 18  # bytes
 # as `Manifest.save` writes it. A string in JSON has no line break, so this occurs nowhere else.
@@ -49,21 +49,21 @@ class Manifest:
     """The manifest, which is written beside a `.beton`.
 
     Attributes:
-        fingerprint: Hash of the inputs. Files with the same fingerprint are the same.
-        dataset: Hash that all parts of a conversion have in common: of the source's names and labels, the order, and the
-            options. None in manifests of version 1.
+        fingerprint: Hash over the inputs. Files with the same fingerprint are the same.
+        dataset: Hash over the source's names and labels, the order, and the options. All parts of a conversion share it.
+            None in version 1 manifests.
         image_crc32: Checksums of CHECKED_IMAGES images, from the first to the last sample at equal distances. Version 1
             has none.
-        data_start: Offset of the first page.
+        data_start: The first page's offset.
         tables_crc32: Checksum of everything before and after the pages.
-        page_crc32: Checksum of every page, in file order.
+        page_crc32: Each page's checksum, in file order.
         classes: label -> the class's id: folder name, wnid or number.
         class_names: label -> readable name, or None where the id is the name.
         source, options: What was converted, and how.
         encodings: Reason for the encoding -> number of images. "kept" is lossless.
         skipped: (name, reason) for each image that could not be stored.
-        damaged: Names of JPEGs with damaged data, stored as Pillow reads them.
-        left_out: suffix -> number of files in class folders or tars that were not recognised as images.
+        damaged: Names of JPEGs with damaged data. They are stored as Pillow reads them.
+        left_out: suffix -> how many files in class folders or tars were not recognised as images.
         tables: `names`, `contents` and `groups` as the file stores them, in JSON.
     """
 
@@ -106,7 +106,7 @@ class Manifest:
 
     @cached_property
     def contents(self) -> np.ndarray | None:
-        """Sample id -> the content id of the source's file, uint64 (N,). None in manifests of version 1.
+        """Sample id -> content id of the source file, uint64 (N,). None in version 1 manifests.
 
         Raises:
             UserError: The table is damaged.
@@ -124,7 +124,7 @@ class Manifest:
 
     @property
     def checksum(self) -> str:
-        """Hash of the file's bytes. It is equal for two conversions with the same result, whatever the folder names."""
+        """Hash over the file's bytes. It is equal for two conversions with the same result, whatever the folder names."""
         return _hash_of_crcs([self.tables_crc32, *self.page_crc32])
 
     @property
@@ -146,7 +146,7 @@ class Manifest:
 
     @property
     def animations(self) -> int:
-        """Number of images that are the first frame of an animation, or the first of several pages."""
+        """How many images are an animation's first frame, or the first of several pages."""
         return sum(count for how, count in self.encodings.items() if ANIMATED in how)
 
     @property
@@ -191,11 +191,11 @@ class Manifest:
         return manifest
 
     def describes(self, beton: Beton) -> bool:
-        """Return True if the tables are the file's, and most of the images that are compared.
+        """Return True if the tables match the file's, and so do most of the images that are compared.
 
-        Raw images of one size have the same tables, whatever they show. A few images may differ, because they can be
-        damaged. Reading them gives an error that names them. Manifests of version 1 have no checksums of images, so pages
-        are compared, but only if all images have as many bytes.
+        Images are compared because equally large raw images have the same tables, whatever they show. A few images may
+        differ, because they can be damaged. Reading them gives an error that names them. Version 1 manifests have no image
+        checksums. Pages are compared instead, but only if all images have the same number of bytes.
         """
         if any(self.differences(beton)):
             return False
@@ -226,7 +226,7 @@ class Manifest:
         """Read and validate a manifest.
 
         Args:
-            tables: Whether to read the long tables, which are most of the file.
+            tables: Whether to read the long tables, which take up most of the file.
 
         Raises:
             UserError: The file cannot be read, or is not a complete and consistent manifest.
@@ -267,7 +267,7 @@ def read_checksum(beton: Beton) -> str:
 
 
 def read_image_crc32(beton: Beton) -> list[int]:
-    """Return what `Manifest.image_crc32` is for this file."""
+    """Return this file's `Manifest.image_crc32`."""
     checked = np.linspace(0, len(beton) - 1, min(CHECKED_IMAGES, len(beton)), dtype=int)
     return [zlib.crc32(beton.image_bytes(sample).data) for sample in checked.tolist()]
 
@@ -328,7 +328,7 @@ def _inflate(text: str, limit: int) -> bytes:
 
 
 def _read_head(path: str | os.PathLike[str]) -> Any:
-    """Read a manifest's JSON without the long tables. Returns None if they cannot be told from the rest."""
+    """Read a manifest's JSON without the long tables. Returns None if it cannot be divided into these parts."""
     data, searched = bytearray(), 0
     with open_user_file(path, _EXPECTED) as file:
         while len(data) <= MAX_FILE_BYTES and (more := file.read(_CHUNK)):
@@ -344,7 +344,7 @@ def _read_head(path: str | os.PathLike[str]) -> Any:
 def _divide(data: bytes) -> tuple[Any, memoryview]:
     """Return (a manifest's JSON without the long tables, the long tables as they are stored).
 
-    The tables are not parsed here, because they are most of the file and opening a `.beton` does not need them.
+    The tables are not parsed here, because they take up most of the file and opening a `.beton` does not need them.
     """
     at = data.find(_TABLES)
     if at >= 0:

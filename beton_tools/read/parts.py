@@ -1,6 +1,6 @@
-"""Parts of a conversion: which files belong together, and which are missing.
+"""Divided conversions: which parts belong together, and which are missing.
 
-Each part is its own file, and their samples one after another are the samples of the whole.
+Each part is a file. Their samples, one part after another, are the samples of the whole conversion.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from beton_tools.base.errors import UserError
 
 _MAX_DIGITS = 6  # digits in the number of parts: a million, more than any cluster has jobs
 _SHOWN = 40  # characters shown from a wrong value
-_LISTED = 10  # number of missing parts to list
+_LISTED = 10  # missing parts to list
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Part:
         )
 
     def path(self, whole: Path) -> Path:
-        """Return this part's file: train.beton -> train-03-of-16.beton. The names sort in the order of the parts."""
+        """Return this part's file: train.beton -> train-03-of-16.beton. Sorting the names sorts the parts."""
         number = f"{self.number:0{len(str(self.count))}}"
         return whole.with_name(f"{whole.stem}-{number}-of-{self.count}{whole.suffix}")
 
@@ -65,10 +65,10 @@ class Conversion:
     """What a file's manifest says about the conversion that it belongs to.
 
     Attributes:
-        dataset: Hash that all parts have in common. None in manifests of version 1.
-        options: The options of the conversion, without the part.
-        part: The part that the file is, or None for all of it.
-        checksum: Of the file's bytes.
+        dataset: Hash that all parts share. None in version 1 manifests.
+        options: The conversion's options, without the part.
+        part: Which part the file is, or None if it is a whole conversion.
+        checksum: Hash over the file's bytes.
     """
 
     dataset: str | None
@@ -78,9 +78,9 @@ class Conversion:
 
 
 def list_missing(parts: Sequence[Part]) -> str:
-    """List the first parts that are missing, and how many more there are: "2/16, 5/16 and 3 more".
+    """List the first parts that are missing, and how many more are missing: "2/16, 5/16 and 3 more".
 
-    The text is "" if none are missing, or if the parts are not of one division.
+    The text is "" if none are missing, or if the parts do not belong to one division.
     """
     counts = {part.count for part in parts}
     if len(counts) != 1:
@@ -96,12 +96,12 @@ def list_missing(parts: Sequence[Part]) -> str:
 def refuse_other_parts(files: Mapping[Path, Conversion | None]) -> None:
     """Refuse files that do not divide their conversions, so that images would be missing or count twice.
 
-    Complete sets of parts of several conversions may be used together. Files of manifests before version 2 are compared
-    by their options only.
+    Several conversions may be used together if each has all its parts. Files with a version 1 manifest are compared only
+    by their options.
 
     Raises:
-        UserError: Parts of different conversions, a part beside the whole file or beside an equal part, or different
-            divisions.
+        UserError: The parts belong to different conversions or divisions, or a part is given beside the whole file or
+            beside an equal part.
     """
     named = {path: conversion for path, conversion in files.items() if conversion is not None}
     by_options = any(conversion.dataset is None for conversion in named.values())
@@ -126,7 +126,7 @@ def refuse_other_parts(files: Mapping[Path, Conversion | None]) -> None:
 
 
 def _refuse_overlap(files: Mapping[Path, Conversion]) -> None:
-    """Raise UserError if files of one conversion have images in common."""
+    """Raise UserError if files from one conversion have images in common."""
     pairs = combinations(files.items(), 2)
     for (path, one), (later, other) in pairs:
         if one.part is None and other.part is None and one.checksum != other.checksum:

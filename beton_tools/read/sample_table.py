@@ -9,13 +9,13 @@ import numpy as np
 
 from beton_tools.base.errors import UserError
 
-_ROWS = 1 << 18  # labels that are counted at once: they are copied for it
-FLOAT_TYPE, INT_TYPE, IMAGE_TYPE, ARRAY_TYPE = 0, 1, 2, 4  # field type ids; source: ffcv 1.0.2, `ffcv/types.py`
+_ROWS = 1 << 18  # labels that are counted at once, because counting copies them
+FLOAT_TYPE, INT_TYPE, IMAGE_TYPE, ARRAY_TYPE = 0, 1, 2, 4  # field type ids (ffcv 1.0.2, `ffcv/types.py`)
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of the file. For an array field, `array` is the dtype and shape of each sample's value."""
+    """A field in the file. For an array field, `array` has the dtype and shape of each sample's value."""
 
     name: str
     type_id: int
@@ -76,7 +76,7 @@ class SampleTable(ABC):
         """int64 (N,), or `label_sets`.
 
         Raises:
-            UserError: The file has neither an int field nor an array of labels.
+            UserError: The file has neither an int field nor a label array.
         """
         if self.label_sets is not None:
             return self.label_sets
@@ -88,7 +88,7 @@ class SampleTable(ABC):
 
     @property
     def pointers(self) -> np.ndarray:
-        """int64 (N,), a view of `metadata`: each image's offset in its file, checked to be inside the pages."""
+        """int64 (N,), a view into `metadata`: each image's offset in its file, checked to be inside the pages."""
         return self.image_column["data_ptr"].view(np.int64)
 
     @property

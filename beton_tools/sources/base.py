@@ -32,7 +32,7 @@ def stamp_of(file: IO[bytes]) -> Stamp:
 
 
 def stamps_of(paths: Iterable[str]) -> np.ndarray:
-    """Return the size and modification time (ns) of every file, int64 (F, 2).
+    """Return every file's size and modification time (ns), int64 (F, 2).
 
     A file that cannot be examined has zeros.
     """
@@ -48,7 +48,7 @@ def stamps_of(paths: Iterable[str]) -> np.ndarray:
 
 
 class Location(Protocol):
-    """The place where the bytes of one image are stored.
+    """The place where one image's bytes are stored.
 
     It is small and picklable, because it is sent to the worker that reads it.
 
@@ -56,7 +56,7 @@ class Location(Protocol):
     """
 
     def read(self) -> bytes:
-        """Return the bytes of the image file.
+        """Return the image file's bytes.
 
         Raises OSError, with the reason as its message, if they cannot be read.
         """
@@ -72,7 +72,7 @@ class Source(ABC):
         class_names: Readable class names, or None where unknown.
         labels: int64 (N,), or uint8 (N, K) for multi-label images, with 1 for each class that the image has.
         names: Each image's path below `root`, archive member or row, for messages and for `beton extract`.
-        left_out: suffix -> number of non-image files in class folders or tars, or links in tars (".jpg link").
+        left_out: suffix -> how many non-image files class folders or tars have, or links in tars (".jpg link").
         reading: A sentence, if a table's label cells such as "cat;dog" were read as several labels.
         columns: How each table column was read, as one line.
         listed_in: The table that lists the images by path.
@@ -214,7 +214,7 @@ class FileSource(Source):
 
 @dataclass(frozen=True)
 class SpanSource(Source):
-    """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` of `archives[archive_ids[i]]`.
+    """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` in `archives[archive_ids[i]]`.
 
     Attributes:
         archive_stamps: Each archive's stamp when it was indexed.
@@ -239,7 +239,7 @@ class SpanSource(Source):
 
 @dataclass(frozen=True)
 class SubsetSource(Source):
-    """Some images from `base`: image i is image `indices[i]` of `base`."""
+    """Some images from `base`: image i is image `indices[i]` in `base`."""
 
     base: Source
     indices: np.ndarray
@@ -292,11 +292,11 @@ def no_labels(folder: object, instead: str) -> UserError:
 
 
 class KnownClasses(tuple[str, ...]):
-    """The ids of given classes, such as those of the training file, with what their labels may be matched by.
+    """The ids of given classes, such as the training file's, and how a source's labels may be matched with them.
 
     Attributes:
         by_name: Readable name -> id, for names that only one class has.
-        by_position: The user says that the sources' own numbers are labels, whatever the classes are called.
+        by_position: Whether the source's own numbers are labels, whatever the classes are called (the user's choice).
         notes: Sentences about labels that were taken as numbers.
     """
 
@@ -358,7 +358,7 @@ def note_numbers(root: SourcePath | str, classes: Sequence[str]) -> None:
 
 
 def are_positions(labels: Collection[str], classes: Sequence[str]) -> bool:
-    """Return True if labels are the positions of classes.
+    """Return True if labels are the classes' positions.
 
     This is so if all labels are numbers, no label is one of the classes, and not all classes are numbers too.
     """

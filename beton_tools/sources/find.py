@@ -54,7 +54,7 @@ def open_source(
         split: "train" or "val" if the dataset has both below `path`. None opens `path` itself.
         classes: Class list that the labels index (for val: the training classes). None derives it from the images. Images
             are matched with `KnownClasses` by id, then by name.
-        class_indices: Whether the names of class folders are labels, as in ImageNet-V2.
+        class_indices: Whether class folders' names are labels, as in ImageNet-V2.
         single: Whether a table's label cell such as "cat;dog" is one class name. Otherwise it holds several classes,
             unless `classes` contains the whole cell.
 
@@ -188,7 +188,7 @@ def _open_folder(folder: Path, classes: Sequence[str] | None, single: bool) -> S
 
 
 def _is_path_table(path: Path) -> bool:
-    """Return True if the file is a Parquet table of image paths. The result is False for a damaged file too."""
+    """Return True if the file is a Parquet table that lists image paths. A damaged file gives False."""
     with suppress(UserError):
         return path.suffix == ".parquet" and lists_paths(path)
     return False

@@ -35,7 +35,7 @@ from beton_tools.sources.tars import SpanTable, members, read_member
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SYNSETS = "meta.mat"
 _DEVKIT = "ILSVRC2012_devkit_t12"
-_MAX_DEVKIT_BYTES = 256 << 20  # unpacked; the real one has 10 MB
+_MAX_DEVKIT_BYTES = 256 << 20  # unpacked. The real one has 10 MB
 _KAGGLE = "LOC_val_solution.csv"
 _TEXT = "val.txt"
 _NUM_CLASSES = 1000  # the devkit's first thousand synsets are classes, the others are their ancestors

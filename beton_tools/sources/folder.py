@@ -17,7 +17,7 @@ from beton_tools.base.names import Names, composed
 from beton_tools.sources.base import FileSource, check_classes, check_labels, is_number, labels_of
 from beton_tools.sources.side_files import class_names_of
 
-MAX_DIGITS = 7  # longest folder number; the format holds at most a million classes
+MAX_DIGITS = 7  # longest folder number. The format holds at most a million classes
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def class_folders(root: Path) -> tuple[str, ...]:
 def is_folder(entry: os.DirEntry[str]) -> bool:
     """Return True if an entry is a folder or a link to one.
 
-    A link to itself is not, so that reading it reports the error.
+    For a link to itself the result is False, so that reading it reports the error.
     """
     try:
         return entry.is_dir()
@@ -42,7 +42,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 def folder_source(root: Path, classes: Sequence[str] | None = None, class_indices: bool = False) -> FileSource:
     """Open images at `root/<class>/**/<image>`, with classes in sorted order, and images sorted by path within a class.
 
-    A link to one of its parent folders is listed as an image that cannot be read.
+    A link to a folder above itself is listed as an image that cannot be read.
 
     Args:
         classes: Class list that the labels index (for a val folder: the training classes). None uses the folders.

@@ -1,6 +1,6 @@
 """Parquet files that list image paths, or hold images in the form that Hugging Face uses.
 
-That form is `image` = {bytes, path} and `label` = class number.
+In this form, `image` is {bytes, path} and `label` is a class number.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class _Shard:
     names: Sequence[str] = ()
 
     def label_names(self) -> list[str]:
-        """Return each row's class by name, or its number if nothing names the classes."""
+        """Return each row's class name, or its number if nothing names the classes."""
         if self.labels is None:
             return self.table.labels()
         names, numbers = self.class_names or (), self.labels.tolist()
@@ -220,14 +220,14 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The role of each column in a file, decided from its schema.
+    """Which columns a file has, and what for, decided from its schema.
 
     Attributes:
-        image: None if the file lists paths.
-        label: holds one label per row. None if `lists` or other columns of the table hold the labels.
-        lists: holds a list of labels per row.
+        image: the image column. None if the file lists paths.
+        label: the column with one label per row. None if `lists` or other columns in the table hold the labels.
+        lists: the column with a list of labels per row.
         table: the columns that a CSV file could have too. The label is among them if it is text.
-        texts: those of them that are text.
+        texts: the text columns in `table`.
         image_path: the field with the images' paths.
     """
 
@@ -290,7 +290,7 @@ def _read_shard(path: SourcePath) -> _Shard:
 def _read_table(
     path: SourcePath, file: pq.ParquetFile, schema: pa.Schema, columns: _Columns
 ) -> tuple[Table, list[str] | None]:
-    """Return (the columns of the table, the classes' names if the schema has them)."""
+    """Return (the table's columns, the class names if the schema has them)."""
     cells = {
         name: [cell.strip() for cell in _read_text(path, file, name)]
         if name in columns.texts
@@ -305,7 +305,7 @@ def _read_table(
 
 
 def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> list[int]:
-    """Return the number of rows in each row group. Run-length encoding can claim billions of rows in a few bytes."""
+    """Count the rows in each row group. Run-length encoding can claim billions of rows in a few bytes."""
     group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     rows = file.metadata.num_rows
     if min(group_rows, default=0) < 0 or sum(group_rows) != rows or rows > opened.seek(0, os.SEEK_END):
@@ -344,7 +344,7 @@ def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]
 
 
 def _read_lists(path: SourcePath, file: pq.ParquetFile, column: str, names: list[str] | None) -> list[list[str]]:
-    """Read a column whose cells are lists of texts, or lists of class numbers, which `names` names."""
+    """Read a column whose cells are text lists, or lists with class numbers, for which `names` has the names."""
     groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
     leaves = [group.column(c) for group in groups for c in range(group.num_columns)]
     values = sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.partition(".")[0] == column)
@@ -394,7 +394,7 @@ def _columns_of_sets(schema: pa.Schema) -> tuple[str | None, list[str]]:
     """Return the columns that hold multi-label classes.
 
     Returns:
-        The label column if it has lists, otherwise None. Without a usual label column, also the columns that may hold 0
+        The label column if it has lists, otherwise None. If no label column is found, also the columns that may hold 0
         and 1 for one class each.
     """
     label = find_column(schema.names, LABEL_COLUMNS)
@@ -405,7 +405,7 @@ def _columns_of_sets(schema: pa.Schema) -> tuple[str | None, list[str]]:
     others = [f for f in schema if f.name.lower() not in NO_CLASSES]
     integers = [f.name for f in others if pa.types.is_integer(f.type)]
     numbers = integers + [f.name for f in others if pa.types.is_boolean(f.type) or pa.types.is_floating(f.type)]
-    return None, [] if len(integers) == 1 or len(numbers) < 2 else numbers  # a single one is the label
+    return None, [] if len(integers) == 1 or len(numbers) < 2 else numbers  # a single integer column is the label
 
 
 def _image_column(path: SourcePath, schema: pa.Schema) -> str:
@@ -499,7 +499,7 @@ def _number_labels(
 
 
 def _refuse_some_named(shards: Sequence[_Shard]) -> None:
-    """Raise UserError if some files' numbers have class names and others' have none, so that nothing tells what they mean."""
+    """Raise UserError if class numbers have names in some files only. In the others, nothing tells what they mean."""
     numbered = [shard for shard in shards if shard.labels is not None]
     nameless = next((shard for shard in numbered if not shard.class_names), None)
     named = next((shard for shard in numbered if shard.class_names), None)

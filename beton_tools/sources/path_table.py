@@ -1,6 +1,6 @@
-"""Tables of images, and CSV files.
+"""Image tables, and CSV files.
 
-A table has a column of paths or images, a label column, and optional split and group columns.
+A table has a column with paths or images, a label column, and optional split and group columns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from beton_tools.sources.remote import SourcePath
 
 CSV_SUFFIXES = (".csv", ".tsv")
 MAX_TABLE_BYTES = 1 << 30  # per CSV file, or for the text in a parquet file: ten million rows
-# in order of preference, ignoring case; as in AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables
+# In order of preference, ignoring case. AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables use these names.
 PATH_COLUMNS = ("image_path", "file_name", "filepath", "path", "filename", "file", "image", "ImageId")
 # the last name is CIFAR-100's, which has coarse labels too
 LABEL_COLUMNS = (
@@ -69,9 +69,9 @@ class Table:
 
     Attributes:
         columns: name -> cells, as text.
-        rows: The number of each row in the file, for messages. In a CSV it is the number of the row's last line.
+        rows: Each row's number in the file, for messages. In a CSV it is the number of the row's last line.
         lists: Each row's labels, from a column whose cells are lists.
-        names: The names of all columns in the file.
+        names: All column names in the file.
         roles: "image" or "label" for columns whose names do not tell.
     """
 
@@ -96,7 +96,7 @@ class Table:
         return self._filled(name)
 
     def _almost_flag(self) -> str:
-        """Describe the first cell that keeps a column from being read as the column for one class.
+        """Describe the first cell that keeps a column from being read as one class's column.
 
         "" if there is none.
         """
@@ -104,7 +104,7 @@ class Table:
             if name.lower() not in NO_CLASSES and any(cell.lower() in _FLAGS for cell in cells):
                 for row, cell in zip(self.rows, cells, strict=True):
                     if cell.lower() not in _FLAGS:
-                        return f", and {name} is no column of 0 and 1 for a class (row {row} is {cell!r})"
+                        return f", and {name} is not one class's column with only 0 and 1 (row {row} is {cell!r})"
         return ""
 
     def _filled(self, name: str) -> list[str]:
@@ -171,7 +171,7 @@ class Table:
 
 
 def _are_flags(cells: Sequence[str]) -> bool:
-    """Return True if more than half of the cells are valid in a column for one class.
+    """Return True if more than half of the cells are valid in one class's column.
 
     The others are mistakes to report.
     """
@@ -238,7 +238,7 @@ def number_by_name(
     taken as class numbers in `classes`.
 
     Args:
-        own: Names of the labels. None means that the numbers are the names.
+        own: The labels' names. None means that the numbers are the names.
 
     Raises:
         UserError: A name is not in `classes`.
@@ -343,7 +343,7 @@ def read_csv(path: Path) -> Table:
 
 
 def refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
-    """Raise UserError if several columns have the name of a column that is used, ignoring case.
+    """Raise UserError if a column that is used shares its name with another column, ignoring case.
 
     Where columns stand for classes, names that differ in case are different.
     """

@@ -29,15 +29,15 @@ from beton_tools.sources.remote_errors import ERROR_BYTES, Refused, RemoteError,
 # a local file's size in bytes and modification time in ns, or a remote file's size in bytes and version hash
 Stamp = tuple[int, int]
 
-BLOCK = 4 << 20  # bytes per request while an archive is indexed; takes longer than a round trip
-MAX_RANGE = 2 << 30  # bytes per answer; a row group in a parquet file is read at once
+BLOCK = 4 << 20  # bytes per request while an archive is indexed. They take longer than a round trip
+MAX_RANGE = 2 << 30  # bytes per answer. A row group in a parquet file is read at once
 ATTEMPTS = 8  # per request
-FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles, so a server may be away for a minute
+FIRST_WAIT = 0.5  # seconds before the second attempt. The wait doubles, so a server may be away for a minute
 _BLOCKS = 3  # blocks that an open file keeps: labels of WebDataset samples may lie before the image
 _CONNECTIONS = 8
 _NO_RANGES = "the server cannot send a file in parts (range requests). Download it, and give the local file"
 NO_ANSWER = 30  # seconds without data, or with less than LEAST_RATE, after which a connection counts as broken
-LEAST_RATE = 16 << 10  # bytes per second; eight connections at this rate fill 1 Mbit/s
+LEAST_RATE = 16 << 10  # bytes per second. Eight connections at this rate fill 1 Mbit/s
 TOLD_EVERY = 10.0  # seconds between lines about files that are read
 _WEB = ("http", "https")
 # protocol -> its file system's package, and what to do if access is denied
@@ -52,7 +52,7 @@ _PROTOCOLS = {
 }
 # arguments that make fsspec's `info` ask the server
 _FRESH = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}
-# keys in `info` that change with the content: S3, Google and http; Hugging Face; then modification times
+# keys in `info` that change with the content: first S3, Google and http, then Hugging Face, then modification times
 _VERSION_KEYS = ("ETag", "etag", "xet_hash", "blob_id", "LastModified", "Last-Modified", "mtime")
 
 P = TypeVar("P")
@@ -286,7 +286,7 @@ def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
         return data, stamp_of_url(path)
 
     def count_of(stated: str) -> tuple[int, int]:
-        """Parse a Content-Range into (number of bytes that follow, size of the file)."""
+        """Parse a Content-Range into (bytes that follow, the file's size)."""
         if not (numbers := re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated)):
             raise ValueError(_NO_RANGES)
         first, last, size = map(int, numbers.groups())
@@ -368,7 +368,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 @dataclass
 class _Traffic:
-    """What is read: all bytes so far, the latest file, and what went wrong with its latest request."""
+    """What is being read: all bytes so far, the latest file, and what went wrong with its latest request."""
 
     received: int = 0
     path: RemotePath | None = None
@@ -408,7 +408,7 @@ def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True, s
     """Open a local file with `open_user_file`, or a remote one, whose attribute `stamp` is compared at every read.
 
     Args:
-        read_ahead: Whether to request blocks of BLOCK bytes, for a file that is read from start to end.
+        read_ahead: Whether to request BLOCK bytes at a time, for a file that is read from start to end.
 
     Raises:
         UserError: The file does not exist, cannot be opened, or is not a regular file.

@@ -12,8 +12,8 @@ from typing import Any
 from beton_tools.base.console import hide_secrets
 from beton_tools.base.errors import UserError
 
-SKEW = 15 * 60  # seconds by which a clock may differ from S3's
-ERROR_BYTES = 4096  # read at most of an error's document
+SKEW = 15 * 60  # S3 accepts clocks that differ by at most this many seconds
+ERROR_BYTES = 4096  # at most this much of an error's document is read
 # S3's codes, which Google and other stores use too
 _CODES = {
     "RequestTimeTooSkewed": "this machine's clock is wrong. Set it",
@@ -35,7 +35,7 @@ class AccessDenied(RemoteError):
 
 
 class Refused(Exception):
-    """A web server's answer that is not the file. status: of HTTP. document: the beginning of the answer."""
+    """A web server's answer that is not the file. status: HTTP's status code. document: the answer's beginning."""
 
     def __init__(self, status: int, headers: Mapping[str, str], document: bytes) -> None:
         text = document.decode("utf-8", "replace")
@@ -75,7 +75,7 @@ def explain(error: Exception, advice: str) -> tuple[str, bool, type[RemoteError]
 
 
 def answer_of(error: BaseException | None) -> tuple[int, str, Mapping[str, str]]:
-    """Return the status, the code and the headers of the server's answer: 0 and empty where there was none."""
+    """Return (status, code, headers) from the server's answer: 0 and empty where there was none."""
     for cause in _causes(error):
         if isinstance(cause, Refused):
             return cause.status, cause.code, cause.headers
@@ -95,7 +95,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _clock(headers: Mapping[str, str], code: str) -> str:
-    """Say by how much this machine's clock differs from the server's, if this can be why access is denied."""
+    """Describe how far this machine's clock differs from the server's, if this can be why access is denied."""
     if code not in ("", "403", "RequestTimeTooSkewed"):
         return ""
     dates: list[str] = [value for key, value in (headers or {}).items() if key.lower() == "date"]

@@ -15,7 +15,7 @@ from beton_tools.base.user_files import read_user_file
 from beton_tools.sources.remote import RemotePath, SourcePath, open_source_file
 from beton_tools.sources.remote_errors import AccessDenied
 
-MAX_LABELS_BYTES = 256 << 20  # the labels of five million images; for ImageNet's validation set they take 2 MB
+MAX_LABELS_BYTES = 256 << 20  # labels for five million images. ImageNet's validation labels take 2 MB
 _PARENTS = 4
 _WNID = re.compile(r"n\d{8}")
 _KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in Kaggle's ILSVRC download
@@ -25,7 +25,7 @@ _TIMM_WNIDS = "imagenet_synsets.txt"  # one on each line
 
 
 def folder_and_parents(folder: SourcePath) -> list[SourcePath]:
-    """Return a folder and four of its parents, where files beside the images are searched for."""
+    """Return the folders in which files beside the images are searched for: this one and four of its parents."""
     if isinstance(folder, RemotePath):
         return [folder, *folder.parents[:_PARENTS]]
     return [folder, *islice(folder.resolve().parents, _PARENTS)]
@@ -75,7 +75,7 @@ def read_lines(path: SourcePath) -> list[str] | None:
 
 
 def is_wnid(name: str) -> bool:
-    """Return True if a name has the form of a WordNet id, such as n01440764."""
+    """Return True if a name looks like a WordNet id, such as n01440764."""
     return _WNID.fullmatch(name) is not None
 
 
@@ -95,7 +95,7 @@ def class_names_of(classes: Sequence[str], root: SourcePath) -> tuple[str, ...] 
 
 
 def imagenet_wnids() -> tuple[str, ...]:
-    """Return the 1,000 wnids of ILSVRC2012 by label, from timm's list. The result is empty without timm."""
+    """Return ILSVRC2012's 1,000 wnids by label, from timm's list. The result is empty without timm."""
     return tuple(wnid for path in _timm_list(_TIMM_WNIDS) for wnid in read_lines(path) or ())
 
 

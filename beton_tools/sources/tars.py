@@ -30,12 +30,12 @@ from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, map_files,
 from beton_tools.sources.side_files import class_names_of, is_wnid, read_lines
 
 _BLOCK = 512  # POSIX ustar
-_MAX_HEADER = 64 << 10  # bytes per extended header (long names, pax records); a path has at most 4096
+_MAX_HEADER = 64 << 10  # bytes per extended header (long names, pax records). A path has at most 4096
 _CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class per line, in the shards' folder
 _MAX_JSON_BYTES = 1 << 20
 _MAX_NUMBER_BYTES = 32  # in a .cls file, with white space
-# Limits per archive, because a hostile server may send headers without end. All of ImageNet, with a label file per
-# image, has 2.6 million members, 100 MB of names, and 50 kB per member.
+# Limits per archive, because a hostile server may send headers without end. ImageNet as one archive, with a label file
+# per image, has 2.6 million members, 100 MB for names, and 50 kB per member.
 MAX_MEMBERS = 3_000_000
 MAX_NAMES = 256 << 20  # bytes
 FIRST_MEMBERS, LEAST_MEAN = 50_000, 64  # after this many members, the minimum mean bytes per member
@@ -86,8 +86,8 @@ def members(
     tar does not have to be unpacked.
 
     Args:
-        end: Offset at which the tar ends. None stands for the end of the file.
-        left_out: Counts members without data of their own, such as symbolic links, by suffix and kind.
+        end: Offset at which the tar ends. None stands for the file's end.
+        left_out: Counts members without their own data, such as symbolic links, by suffix and kind.
 
     Raises:
         UserError: The file is not an uncompressed tar, or is damaged.
@@ -149,7 +149,7 @@ def _suffix(name: str) -> str:
 
 
 def read_member(file: BinaryIO, path: SourcePath, member: Member) -> bytes:
-    """Read a member of the tar that was opened as `file`. Raises UserError if the file became shorter."""
+    """Read a member from the tar that was opened as `file`. Raises UserError if the file became shorter."""
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) != member.size:
@@ -272,16 +272,16 @@ def _by_class_and_name(table: SpanTable, root: SourcePath, wnids: tuple[str, ...
     return table.source("ilsvrc-tar", root, wnids, class_names_of(wnids, root.parent), table.names.__getitem__)
 
 
-# WebDataset: the files of one sample have the same name up to the first dot ---------------------------------------------
+# WebDataset: a sample's files have the same name up to the first dot ----------------------------------------------------
 
 
 def webdataset_source(
     root: SourcePath, shards: Sequence[SourcePath], classes: Sequence[str] | None = None
 ) -> SpanSource:
-    """Open samples in the order of the shards. The label is a number in `.cls`, or "label" in `.json`.
+    """Open samples shard by shard. The label is a number in `.cls`, or "label" in `.json`.
 
     Args:
-        classes: Names of the labels. None uses a class list from the shards' folder, or else the numbers themselves.
+        classes: Each label's name. None uses a class list from the shards' folder, or else the numbers themselves.
     """
     table = SpanTable()
     for path, (stamp, samples, left_out) in zip(shards, map_files(_read_samples, shards), strict=True):
@@ -310,9 +310,7 @@ def _samples(file: BinaryIO, path: SourcePath, left_out: Counter[str]) -> Iterat
         images = [extension for extension in parts if f".{extension}".endswith(IMAGE_SUFFIXES)]
         if images:
             if len(parts) < len(files):  # WebDataset refuses them too
-                raise UserError(
-                    f"{path}: sample {key} has two files of the same kind. Give each sample a name of its own"
-                )
+                raise UserError(f"{path}: sample {key} has two files of the same kind. Give each sample its own name")
             image = next((e for e in images if f".{e}" in IMAGE_SUFFIXES), images[0])  # jpg before depth.png
             yield key, parts[image], _sample_label(file, path, key, parts)
         else:

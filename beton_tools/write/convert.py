@@ -19,7 +19,7 @@ from beton_tools.write.writer import WriteOptions, write_beton
 
 
 def converted_path(whole: Path, options: WriteOptions | None) -> Path:
-    """Return the file that a conversion to `whole` writes. It is another file if only a part is written."""
+    """Return the file that a conversion to `whole` writes. A part has another name."""
     return whole if options is None or options.part is None else options.part.path(whole)
 
 
@@ -40,9 +40,9 @@ def convert_folder(
     Args:
         classes_of: A converted file, such as the training file, whose classes determine the labels. Classes are matched by
             id, then by name.
-        class_indices: Whether the names of class folders are labels: images in folder 7 have the label 7 (ImageNet-V2).
-        single_label: Whether a table's label cell such as "cat;dog" is one class name, not the names of two classes.
-        classes_by_position: Whether labels that are numbers are those of `classes_of`, whatever their classes are called.
+        class_indices: Whether class folders' names are labels: images in folder 7 have the label 7 (ImageNet-V2).
+        single_label: Whether a table's label cell such as "cat;dog" names one class, not two.
+        classes_by_position: Whether numeric labels stand for the same labels in `classes_of`, whatever the names.
         say: Prints a line now and then while files at URLs are indexed.
 
     Raises:
@@ -71,7 +71,7 @@ def open_labelled(
 
 
 def with_classes(source: Source, known: KnownClasses, class_names: Sequence[str] | None) -> Source:
-    """Return a source that was opened with known classes, with their readable names and the notes about its labels."""
+    """Return a source that was opened with known classes, with readable class names and the notes about its labels."""
     names = None if class_names is None else tuple(class_names)
     return replace(source, class_names=names, notes=tuple(dict.fromkeys(known.notes)))
 
@@ -87,13 +87,13 @@ def convert_imagenet(
 ) -> dict[str, Manifest]:
     """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each.
 
-    One of the two splits may be missing. Images are stored as timm's loader reads them, not turned by Exif, because
-    accuracies on ImageNet are reported that way. The labels in val index the training classes. Both splits are listed
+    One of the two splits may be missing. Images are stored as timm's loader reads them, ignoring Exif orientation, because
+    ImageNet accuracies are reported that way. The labels in val index the training classes. Both splits are listed
     before the first image is converted, so that a missing devkit is reported at once.
 
     Args:
         progress_of: split -> context manager whose value is a progress callback.
-        classes_by_position: Whether val's labels that are numbers are those of train, whatever their classes are called.
+        classes_by_position: Whether numeric labels in val stand for the same labels in train, whatever the names.
         say: As for `convert_folder`.
 
     Raises:

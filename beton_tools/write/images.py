@@ -34,8 +34,8 @@ SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 AUTO_MODE = "auto"
 WRITE_MODES = (AUTO_MODE, "jpg", "raw")  # the last two are FFCV's names
 QUALITY, SUBSAMPLING = 90, SUBSAMPLINGS[0]  # FFCV's defaults, which the paper's files use too
-# Mean error on four scikit-image photographs: 0.2 to 1.1 of 255 levels, against 2.0 to 2.9 with the values above.
-# The JPEGs have half of the PNGs' bytes.
+# On four scikit-image photographs, the mean error is 0.2 to 1.1 of 255 levels, against 2.0 to 2.9 with the values above.
+# The JPEGs are half as large as the PNGs.
 LOSSLESS_QUALITY, LOSSLESS_SUBSAMPLING = 98, "4:4:4"
 _LOSSLESS = ("PNG", "BMP", "PPM", "TIFF", "GIF")  # and VP8L WebP files
 RAW_PIXELS = 128 * 128  # for a lossless file that is stored as pixels, 49 kB: exact, and decoded at once
@@ -49,7 +49,7 @@ class BadImage(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """The form in which images are stored.
+    """How images are stored.
 
     Attributes:
         max_resolution: Longest side in pixels. Larger images are shrunk (antialiased). None keeps every size.
@@ -60,8 +60,8 @@ class EncodeOptions:
         write_mode: "jpg" stores JPEGs, and "raw" stores pixels, which need no decoding. "auto" stores pixels for small
             lossless files with at most RAW_PIXELS, and JPEGs for all others.
         background: Colour under transparent pixels, as Pillow's `ImageColor` reads it.
-        upright: Turn images as their Exif orientation says. False stores them as timm's and torchvision's loaders read
-            them.
+        upright: Turn images upright by their Exif orientation. False stores them as timm's and torchvision's loaders
+            read them.
     """
 
     max_resolution: int | None = None
@@ -80,9 +80,9 @@ class EncodedImage:
     """An encoded image.
 
     Attributes:
-        how: KEPT, or why the image was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ... After RAW, what the file
-            was.
-        content: The content id of the source's file (`content_id`).
+        how: KEPT, or why the image was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ... For stored pixels, RAW and
+            then the file's kind.
+        content: The source file's content id (`content_id`).
     """
 
     data: bytes
@@ -93,7 +93,7 @@ class EncodedImage:
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
-    """Encode the contents of an image file.
+    """Encode an image file's contents.
 
     Raises:
         BadImage: Pillow cannot decode the file, or its JPEG does not fit a page.
@@ -137,7 +137,7 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
     """Keep a JPEG's coefficients. Returns None for a file that must be decoded and re-encoded.
 
     This applies to a file that is not a JPEG, is too large, CMYK or progressive, must be turned although blocks at its
-    edges are incomplete, or is read by Pillow but causes a warning in libjpeg-turbo, which the loader uses.
+    edges are incomplete, or can be read by Pillow but causes a warning in libjpeg-turbo, which the loader uses.
 
     Raises:
         DamagedJpeg: The entropy-coded data are damaged.
@@ -168,7 +168,7 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
 
 
 def _noted_orientation(header: bytes) -> int:
-    """Return the Exif orientation in a JPEG's header. Pillow reads the header only if it has a place for one."""
+    """Return the Exif orientation in a JPEG's header. Pillow is called only if the header may contain one."""
     if b"Exif\0\0" not in header and b"tiff:Orientation" not in header:
         return 1
     with suppress(OSError):
@@ -177,13 +177,13 @@ def _noted_orientation(header: bytes) -> int:
 
 
 def count_notes(encodings: Mapping[str, int]) -> dict[str, int]:
-    """Count the images that users should know about.
+    """Return warnings with counts.
 
     Args:
-        encodings: Counts of `EncodedImage.how`.
+        encodings: `EncodedImage.how` -> number of images.
 
     Returns:
-        Warnings as text -> number of images.
+        Warning, as text -> number of images.
     """
     deep = tuple(DEEP_MODES.values())
     counts = {
@@ -228,16 +228,16 @@ def _reduction(image: Image.Image, max_resolution: int | None) -> int:
 
     The result has at least twice the stored size.
 
-    Decoding all 12 megapixels takes most of the time for converting a photograph, 190 of 230 ms. At twice the stored
-    size, the difference in the pixels from `shrink` is smaller than the difference that storing them as a JPEG makes
-    (0.9 and 1.7 levels on average at 500 pixels).
+    Converting a 12 megapixel photograph takes 230 ms, and decoding all its pixels takes 190 of them. At twice the stored
+    size, reducing first changes `shrink`'s pixels less than storing them as a JPEG does (0.9 and 1.7 levels on average
+    at 500 pixels).
     """
     longest = max(image.size)
     return next((factor for factor in (8, 4, 2) if max_resolution and longest >= 2 * factor * max_resolution), 1)
 
 
 def _is_damaged(data: bytes) -> bool:
-    """Return True if a JPEG's scans are damaged, which Pillow does not report. False for unsupported kinds of JPEG."""
+    """Return True if a JPEG's scans are damaged, which Pillow does not report. False for unsupported JPEGs."""
     for read_whole in (jpeg.add_index, jpeg.decode_rgb):  # the first detects more, the second supports more kinds
         try:
             read_whole(data)
@@ -271,7 +271,7 @@ def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions, is_lossless: bool) 
 
 
 def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
-    """Return the pixels of a stored image, (H, W, 3) uint8.
+    """Return a stored image's pixels, (H, W, 3) uint8.
 
     Raises:
         UserError: The sample cannot be read or decoded. The message names it.

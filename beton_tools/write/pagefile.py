@@ -118,7 +118,7 @@ class PageFile:
 
     def __exit__(self, *_: object) -> None:
         for file in (self._journal, self._file):
-            with suppress(OSError):  # on a full disk, for what is still in the buffer; the write before has reported it
+            with suppress(OSError):  # on a full disk, for what is still in the buffer. The write before has reported it
                 file.close()
 
     def append(self, image: EncodedImage, label: int) -> None:

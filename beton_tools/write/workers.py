@@ -28,7 +28,7 @@ from beton_tools.sources.base import Location, fetch_remote
 from beton_tools.sources.remote_errors import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 
-# images per message; up to MAX_CHUNK from one group, such as a row group in a parquet file, which is read whole
+# images per message. Up to MAX_CHUNK from one group, such as a row group in a parquet file, which is read whole
 CHUNK = 8
 MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sending never blocks
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
@@ -148,7 +148,7 @@ def _serve(pipe: Connection, options: EncodeOptions) -> None:
             for location in locations:
                 try:
                     result = _encode(location, options)
-                except MemoryError:  # the parent starts another worker; leaving `with` would wait for `reader` for ever
+                except MemoryError:  # the parent starts another worker. Leaving `with` would wait for `reader` for ever
                     os._exit(1)
                 pipe.send(result)
 

@@ -8,7 +8,7 @@ from beton_tools.read.sample_table import strata
 
 
 def seeded_order(n: int, seed: int) -> np.ndarray:
-    """Return a permutation of range(n), int64, by sorting SplitMix64 of (seed, i).
+    """Return a permutation of range(n), int64, by sorting SplitMix64(seed, i).
 
     NumPy's Generator.permutation is not used, because its stream may change between NumPy versions. The same seed must
     always give the same file.

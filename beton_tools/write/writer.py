@@ -34,7 +34,7 @@ ON_ERROR = ("fail", "skip")
 _COMPARED = 256  # images whose sizes are part of a dataset's hash
 MIN_PAGE_SIZE = 64 << 10
 MAX_PAGE_SIZE = 2 << 30  # the largest power of two that the header's u4 holds
-# smallest and largest value of each numeric option; None: no limit
+# numeric option -> smallest and largest value. None stands for no limit
 LIMITS: dict[str, tuple[int, int | None]] = {
     "max_resolution": (1, None),
     "quality": (1, 100),
@@ -55,8 +55,7 @@ class WriteOptions(EncodeOptions):
     """Options for the images (see EncodeOptions) and for the file.
 
     Attributes:
-        workers: Number of processes that encode. None means one per usable CPU. With 0, images are encoded in this
-            process.
+        workers: How many processes encode. None means one per usable CPU. With 0, images are encoded in this process.
         subset_per_class: Write only this many images from each class.
         shuffle_seed: Write in the order that this seed gives. None keeps the source's order.
         part: Write only this part of the images, with the same classes and order as the whole.
@@ -90,7 +89,7 @@ class WriteOptions(EncodeOptions):
         for name in ("workers", "on_error", "part"):
             del values[name]
         for name, default in (("quality", QUALITY), ("subsampling", SUBSAMPLING)):
-            if values[name] == default:  # for lossless images too, which have better defaults unless told otherwise
+            if values[name] == default:  # also for lossless images, whose own defaults are better
                 values[f"{name}_of_all"] = True
             values[name] = values[name] or default
         return values if self.part is None else values | {"part": str(self.part)}
@@ -124,7 +123,7 @@ def write_beton(
     sets = source.labels.ndim == 2
     if sets and source.labels.shape[1] > options.page_size:
         raise UserError(
-            f"{path}: the labels of an image do not fit a page of {options.page_size} bytes. Give a larger one"
+            f"{path}: an image's labels do not fit a page with {options.page_size} bytes. Give a larger page_size"
         )
     _make_folder(path)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
@@ -194,7 +193,7 @@ def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> st
 
 
 def _dataset_hash(source: Source, order: np.ndarray, options: WriteOptions) -> str:
-    """Hash what all parts of a conversion have in common, wherever the images lie.
+    """Hash what all parts of a conversion share, wherever the images lie.
 
     Sizes stand for the images' contents, because copies on several hosts may have other times. Only some images are
     compared: examining millions of files in a network folder takes as long as reading a part of them.

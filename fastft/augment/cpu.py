@@ -6,10 +6,10 @@ If your loader has just decoded an image inside its own parallel loop, use it li
     scratch = augment.new_scratch(threads, max_height, max_width)  # (threads, bytes) uint8
     status = augment_image(pixels, stride, region, row, augment.finish, scratch[thread], out[b])
 
-`pixels` (flat uint8) holds the region (y, x, h, w) of the source, as resize.source_region gives it, and its row r
-begins at r*stride. `row` is one row of the plan. `out[b]` is (size, size, bytes per pixel) uint8: a view of float32,
-or of the uint16 bits of the half types, so that one function is compiled for all of them. The status is resize.OK, or
-the reason why nothing was written.
+`pixels` (flat uint8) holds the source's region (y, x, h, w), as resize.source_region gives it, and its row r begins at
+r*stride. `row` is one row in the plan. `out[b]` is (size, size, bytes per pixel) uint8: float32, or the half types as
+uint16, are viewed as bytes, so that one function is compiled for all of them. The status is resize.OK, or the reason why
+nothing was written.
 
 For a batch that was decoded into one packed buffer beforehand, call `augment(packed, offsets, plan)`.
 """
@@ -47,14 +47,14 @@ REASONS = {
 class Finish(NamedTuple):
     """Parameters that all images in a run share."""
 
-    table: np.ndarray  # uint8, view of (768,) in the output's storage: the normalised value for each byte, by channel
+    table: np.ndarray  # uint8, viewing (768,) in the output's storage type: each byte's normalised value, by channel
     fill: np.ndarray  # (3,) uint8: colour for areas that geometric ops uncover
-    dtype: int  # erase.FLOAT32, FLOAT16 or BFLOAT16; with UINT8 pixels stay as they are, and plans must not erase
+    dtype: int  # erase.FLOAT32, FLOAT16 or BFLOAT16. With UINT8 pixels stay as they are, and plans must not erase
 
 
 @njit()
 def _run_ops(row, begin, end, image, other, size, fill, scratch):
-    """Run ops begin..end-1 of the row, alternating between `image` and `other`. Returns the one that holds the result.
+    """Run the row's ops begin..end-1, alternating between `image` and `other`. Returns the one that holds the result.
 
     Pass no literal integers: Numba would compile the function again for each of them.
     """
@@ -153,7 +153,7 @@ def _augment_rows(thread, packed, offsets, plan, finish, scratch, out, status):
 
 
 def normalise_table(mean: Any, std: Any, dtype: int) -> np.ndarray:
-    """Return each byte's normalised value per channel, (768,), in the storage type of `dtype`.
+    """Return each byte's normalised value per channel, (768,), in `dtype`'s storage type.
 
     It is ((v / 255) - mean) / std in float32, as in torchvision.
     """
@@ -195,8 +195,8 @@ class CpuAugment:
         """Augment a batch.
 
         Args:
-            packed: uint8, the pixels of all regions.
-            offsets: (B,) int64, where each region begins; resize.source_regions gives the regions.
+            packed: uint8, all regions' pixels.
+            offsets: (B,) int64, where each region begins. resize.source_regions gives the regions.
 
         Raises:
             UserError: the packed pixels do not cover a region. The message names the sample.

@@ -1,7 +1,7 @@
 """The CUDA back end: two launches per batch, from packed bytes on the device to normalised channels-last images.
 
     augment = CudaAugment(policy, size, torch.float16, device)
-    images = augment(packed, offsets, plan)  # CUDA tensors; (B, 3, size, size), channels last
+    images = augment(packed, offsets, plan)  # all are CUDA tensors. images: (B, 3, size, size), channels last
 
 It runs on torch's current stream, reads and writes torch tensors without copies, and waits for nothing. It uses
 torch's memory: after the first batches, torch's cache serves every request. The bytes equal those from the CPU back
@@ -82,7 +82,7 @@ class CudaAugment:
 
         Args:
             packed: uint8.
-            offsets: int64; region b (resize.source_region) begins at offsets[b].
+            offsets: int64. Region b (resize.source_region) begins at offsets[b].
             plan: the plan's rows as uint8.
         """
         batch = len(plan) // PLAN_DTYPE.itemsize
@@ -91,7 +91,7 @@ class CudaAugment:
         buffers = torch.empty((self.buffers, batch, length), dtype=torch.uint8, device=self.device)
         mixed = torch.empty(shape, dtype=torch.float32, device=self.device)
         out = torch.empty((batch, self.size, self.size, CHANNELS), dtype=self.dtype, device=self.device)
-        if batch == 0:  # a launch of no blocks is an error
+        if batch == 0:  # launching no blocks is an error
             return out.permute(0, 3, 1, 2)
         with cuda.gpus[self.device.index]:
             stream = cuda.external_stream(torch.cuda.current_stream(self.device).cuda_stream)

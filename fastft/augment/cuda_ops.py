@@ -2,8 +2,8 @@
 
 Because of this, a block reads each op once, and its threads do not diverge. An op that needs the whole image
 (histogram, extremes, mean) waits for a barrier and not for a launch. Between ops, an image alternates between two
-buffers in global memory. Its 150 KB leave the second-level cache only under pressure. The arithmetic for every pixel
-and table entry comes from ops.py.
+buffers in global memory. Its 150 KB leave the second-level cache only under pressure. The arithmetic for pixels and
+table entries is in ops.py.
 """
 
 from numba import cuda, float32, int32, uint8, uint32
@@ -15,7 +15,7 @@ from fastft.augment.ops import ENTRIES, STATISTICS
 from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS
 from fastft.recipe.constants import MAX_ERASE
 
-OPS_THREADS = (32, 12)  # x along a row of pixels, y over rows; more would not fit into a V100's registers
+OPS_THREADS = (32, 12)  # x along a pixel row, y over rows. More would not fit into a V100's registers
 PLAIN_BUFFERS, AUGMIX_BUFFERS = 2, 3  # images in global memory per sample
 
 
@@ -34,7 +34,7 @@ def _threads():
 
 @cuda.jit(device=True)
 def _mean_luma(source, statistics):
-    """Put the sum of lumas (int32: images below 2,900 pixels square) into statistics[0], then the mean."""
+    """Put the lumas' sum (int32: images below 2,900 pixels square) into statistics[0], then the mean."""
     if _thread() == 0:
         statistics[0] = 0
     cuda.syncthreads()
@@ -190,7 +190,7 @@ def _run_op(op, argument, source, target, size, fill, bicubic, statistics, table
 
 @cuda.jit(device=True)
 def _run_ops(row, begin, end, image, other, size, fill, statistics, tables):
-    """Run ops begin..end-1 of the row. Returns whether the result is in `other` (else it is in `image`)."""
+    """Run the row's ops begin..end-1. Returns whether the result is in `other` (else it is in `image`)."""
     swapped, bicubic = False, row.bicubic != 0
     for k in range(begin, end):
         op = row.op[k]
@@ -211,7 +211,7 @@ def _has_chains(row):
 
 @cuda.jit(device=True)
 def _blend_mixture(image, mixed, weight):
-    """Do AugMix's last step: truncate the sum of the chains to bytes and blend it into the image."""
+    """Do AugMix's last step: truncate the chains' sum to bytes and blend it into the image."""
     for i in range(_thread(), image.size, _threads()):
         image[i] = ops.blend(image[i], uint8(int32(min(mixed[i], float32(255.0)))), weight)
     cuda.syncthreads()
@@ -221,8 +221,8 @@ def _blend_mixture(image, mixed, weight):
 def _run_chains(row, buffers, b, mixing, mixed, size, fill, statistics, tables):
     """Run all ops in the row on buffers[0, b], or AugMix's chains on copies of it.
 
-    Returns the number of the buffer that holds the result. For AugMix, `mixed` gets the float32 sum of the weighted
-    chains. A last chain without weight is colour jitter for the mixture.
+    Returns which buffer holds the result. For AugMix, `mixed` gets the weighted chains' float32 sum. A last chain without
+    weight is colour jitter for the mixture.
     """
     spare = 1 if mixing else 0
     image, first, second = buffers[0, b], buffers[spare, b], buffers[spare + 1, b]
@@ -287,8 +287,8 @@ def ops_kernel(plan, size, buffers, mixed, fill, normalised, quantiles, dtype, o
         buffers: (2, or 3 for AugMix, B, size*size*3) uint8.
         mixed: (B, size*size*3) float32 for AugMix, else (1, 1).
         fill: (3,) uint8.
-        normalised: (768,) in the storage type of dtype (erase.DTYPES).
-        out: (B, size*size*3) in the storage type of dtype.
+        normalised: (768,) in dtype's storage type (erase.DTYPES).
+        out: (B, size*size*3) in dtype's storage type.
         quantiles: rng.HALF_NORMAL.
     """
     statistics = cuda.shared.array(STATISTICS, int32)

@@ -1,9 +1,9 @@
-"""The first kernel: antialiased resize of ragged regions, straight from the packed buffer to square images.
+"""The first kernel: resizes regions of different sizes, antialiased, from the packed buffer to square images.
 
-It does both passes of Pillow's resize in one launch. A block makes one tile of an image. It computes the weights for
-the tile's pixels, then takes 16 source lines at a time through the first pass into shared memory, and adds them to
-the sums of the second pass. Integer sums do not depend on the order, so the result equals Pillow's to the bit, and
-shared memory does not grow with the crop.
+One launch does both passes in Pillow's resize. A block makes one tile in an image. It computes the weights for the tile's
+pixels, then takes 16 source lines at a time through the first pass into shared memory, and adds them to the second pass's
+sums. Integer sums do not depend on the order, so the result equals Pillow's to the bit, and shared memory does not grow with
+the crop.
 
 The first pass goes along the rows or, where Pillow 13 goes the other way, along the columns. *inner* is its axis (0:
 y, 1: x), *outer* is the other one, and a source line runs along the inner axis.
@@ -30,10 +30,10 @@ ROW = CHANNELS * INNER
 LINES = 16  # source lines per round
 RESIZE_THREADS = (ROW, 4)
 
-# Computed by one thread for its block. It is in shared memory, because in registers it would halve the occupancy.
-# of the image
+# One thread computes these numbers for its block. They are in shared memory, because in registers they would halve the
+# occupancy. First the image's:
 AXIS, ALONG, ACROSS, REGION_Y, REGION_X, INNER_PITCH, OUTER_PITCH, MAX_PIXELS, MAX_ROWS = range(9)
-INNER_BEGIN, OUTER_BEGIN, PIXELS, ROWS, LINE_BEGIN, LINE_END = range(9, 15)  # of the tile
+INNER_BEGIN, OUTER_BEGIN, PIXELS, ROWS, LINE_BEGIN, LINE_END = range(9, 15)  # the tile's
 FIELDS = 15
 
 
@@ -41,7 +41,7 @@ FIELDS = 15
 def _image_geometry(row, size, geometry):
     """Compute an image's geometry.
 
-    This is the order of the passes, byte steps along and across source lines, tap pitches, and the tile size.
+    This is the passes' order, byte steps along and across source lines, tap pitches, and the tile size.
     """
     y, x, _, width = source_region(row, size)
     down_first = vertical_first(row.crop[2], row.crop[3], row.resize[0], row.resize[1])
@@ -57,7 +57,7 @@ def _image_geometry(row, size, geometry):
 
 @cuda.jit(device=True)
 def _tile_geometry(tile, size, geometry):
-    """Compute where tile number `tile` begins and its number of pixels, along both axes."""
+    """Compute where tile number `tile` begins and how many pixels it has, along both axes."""
     tiles = (size + geometry[MAX_PIXELS] - 1) // geometry[MAX_PIXELS]
     geometry[INNER_BEGIN] = tile % tiles * geometry[MAX_PIXELS]
     geometry[OUTER_BEGIN] = tile // tiles * geometry[MAX_ROWS]
@@ -94,7 +94,7 @@ def _source_lines(taps, geometry):
 
 @cuda.jit(device=True)
 def _first_pass(packed, base, line, lines, geometry, taps, middle):
-    """Set middle[l, x] to byte x of the tile in source line `line + l`, weighted along the inner axis."""
+    """Set middle[l, x] to the tile's byte x in source line `line + l`, weighted along the inner axis."""
     first, count, weights = taps
     x, along = cuda.threadIdx.x, geometry[ALONG]
     if x < CHANNELS * geometry[PIXELS]:
@@ -135,12 +135,12 @@ def _store_tile(sums, row, size, geometry, image):
 
 
 def resize_kernel(packed, offsets, plan, size, images):
-    """Write the resized, windowed and mirrored region of row b to images[b]. Blocks: x over tiles, y over images.
+    """Write row b's region, resized, windowed and mirrored, to images[b]. Blocks: x over tiles, y over images.
 
     An image that would shrink by more than MOST_SHRINK is not written, because its taps do not fit.
 
     Args:
-        packed: uint8; region b (resize.source_region) begins at offsets[b] (int64).
+        packed: uint8. Region b (resize.source_region) begins at offsets[b] (int64).
         images: (B, size * size * 3) uint8.
     """
     geometry = cuda.shared.array(FIELDS, int32)

@@ -81,7 +81,7 @@ def _describe_ops(policy: AugmentPolicy) -> list[str]:
         return [f"{policy.augment}: {ops}, magnitude {_describe_magnitude(drawn)}"]
     if isinstance(drawn, AugMix):
         depth = f"{drawn.depth}" if drawn.depth > 0 else f"1 to {CHAIN_DEPTH}"
-        chains = f"{drawn.width} chains of {depth} of {len(drawn.ops)} ops"
+        chains = f"{drawn.width} chains, each with {depth} of {len(drawn.ops)} ops"
         return [f"{policy.augment}: {chains}, magnitude {_describe_magnitude(drawn)}, alpha {drawn.alpha:g}"]
     if isinstance(drawn, ThreeAugment):
         return [f"{policy.augment}: grayscale, solarise or blur, then {_describe_jitter(drawn.jitter)}"]

@@ -23,7 +23,7 @@ DECIDE, MIXUP_BETA, CUTMIX_BETA = 0, GAMMA_COUNTERS, 4 * GAMMA_COUNTERS
 
 
 class Mix(NamedTuple):
-    """The mixing of a block. An image keeps the share `lam`. If there is a box, exactly its pixels are exchanged."""
+    """How a block is mixed. An image keeps the fraction `lam`. If there is a box, exactly its pixels are exchanged."""
 
     lam: float
     box: tuple[int, int, int, int] | None  # y, x, h, w
@@ -37,8 +37,8 @@ class Mixer:
     """Mixes images and turns labels into smoothed targets. Every parameter has the same meaning as in timm.
 
     Args:
-        prob: probability that a block is mixed at all.
-        switch_prob: probability of CutMix if both alphas are above 0.
+        prob: how probable it is that a block is mixed at all.
+        switch_prob: how probable CutMix is if both alphas are above 0.
     """
 
     mixup_alpha: float
@@ -61,7 +61,7 @@ class Mixer:
         `images_BCHW` is overwritten. Nothing waits for the device.
 
         Args:
-            first_position: position of image 0 in this step's global batch.
+            first_position: image 0's position in this step's global batch.
 
         Raises:
             UserError: the images do not begin and end between two pairs.
@@ -94,9 +94,9 @@ class Mixer:
 
 
 def cutmix(lam: float, centre: tuple[int, int], height: int, width: int) -> Mix:
-    """Return a box with area share 1 - lam round a centre, clipped to the image.
+    """Return a box that covers the fraction 1 - lam around a centre, clipped to the image.
 
-    Lambda is corrected to what is left.
+    Lambda is corrected to the fraction that stays uncovered.
     """
     ratio = math.sqrt(1.0 - lam)
     cut_h, cut_w = int(height * ratio), int(width * ratio)
@@ -108,7 +108,7 @@ def cutmix(lam: float, centre: tuple[int, int], height: int, width: int) -> Mix:
 def smoothed_targets(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """Return targets (B, num_classes) float32: smoothing / K everywhere, and 1 - smoothing more at the label.
 
-    With labels (B, K), 1 - smoothing is added at all labels of the image.
+    With labels (B, K), 1 - smoothing is added at all of an image's labels.
     """
     off = smoothing / num_classes
     if labels_B.ndim == 2:

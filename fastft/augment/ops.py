@@ -56,7 +56,7 @@ def clip_byte(value):
 
 @njit()
 def blend(a, b, factor):
-    """Blend two bytes as Pillow's Image.blend: a at factor 0, b at 1, extrapolated outside; float32, truncated."""
+    """Blend two bytes as Pillow's Image.blend: a at factor 0, b at 1, extrapolated outside, float32, truncated."""
     return clip_byte(np.float32(a) + factor * (np.float32(b) - np.float32(a)))
 
 
@@ -126,7 +126,7 @@ def table_entry(op, i, argument, statistics):
 def accumulate(statistics, channel):
     """Turn a channel's histogram into Equalize's statistics, in place.
 
-    The step is the number of pixels per output level; 0 means no change.
+    The step is the number of pixels per output level. 0 means no change.
     """
     below, last = np.int32(0), np.int32(0)
     for i in range(channel * BYTE_VALUES, (channel + 1) * BYTE_VALUES):
@@ -225,7 +225,7 @@ def linear(a, b, t):
     return a + (b - a) * t
 
 
-# Both are given as weights for four neighbours; `linear` does not use the outer two. Row k is for t to the power k.
+# Both are given as weights for four neighbours. `linear` does not use the outer two. Row k is for t to the power k.
 CUBIC = ((0, 1, 0, 0), (-1, 0, 1, 0), (2, -2, 1, -1), (-1, 1, -1, 1))
 LINEAR = ((0, 1, 0, 0), (0, -1, 1, 0))
 

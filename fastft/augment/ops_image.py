@@ -12,7 +12,7 @@ from fastft.augment import ops
 from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
 from fastft.augment.simd import copy, take
 
-TILE = 16  # pixels; a 16 x 16 tile touches 16 cache lines on either side
+TILE = 16  # pixels. A 16 x 16 tile touches 16 cache lines on either side
 ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices need no test for Python's negative ones, and become vector code
 
 
@@ -60,7 +60,7 @@ def _measure(op, source, statistics):
 
 @njit()
 def look_up(source, tables, target):
-    """Set each byte of target to its entry in its channel's part of `tables` (3 x 256, flat, any dtype)."""
+    """Set target[i] to the entry for source[i] in its channel's part of `tables` (3 x 256, flat, any dtype)."""
     red, green, blue = (
         _row(tables, 0, ops.BYTE_VALUES),
         _row(tables, 1, ops.BYTE_VALUES),
@@ -159,7 +159,7 @@ def _blur(source, height, width, sigma, other, sums, target):
 
 @njit()
 def op_scratch_size(height: int, width: int) -> int:
-    """Return the scratch bytes that any op needs for an image of that size."""
+    """Return the scratch bytes that any op needs for an image with this size."""
     tables = ops.ENTRIES + 4 * ops.STATISTICS + 2 * 64
     blur = 3 * height * width + 12 * max(height, width) + 2 * 64
     return max(tables, blur, affine_scratch_size(height, width))
@@ -167,7 +167,7 @@ def op_scratch_size(height: int, width: int) -> int:
 
 @njit(inline="always")  # optimised once, together with its only caller
 def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
-    """Set target to the result of an op on source.
+    """Run an op on source, and write the result to target.
 
     Args:
         argument: as in a plan.

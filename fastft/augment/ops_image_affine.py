@@ -47,8 +47,8 @@ class Pixels(NamedTuple):
     window: np.ndarray  # int32: where the 4 x 4 neighbours begin in the padded image
     tx: np.ndarray  # float32: place between the inner four, in [0, 1)
     ty: np.ndarray
-    value: np.ndarray  # float32: three channels, not yet clipped; one more for vector code
-    unsure: np.ndarray  # uint8, 1 for a channel that float32 does not determine; padded to a multiple of 8
+    value: np.ndarray  # float32: three channels, not yet clipped, and one more for vector code
+    unsure: np.ndarray  # uint8, 1 for a channel that float32 does not determine, padded to a multiple of 8
 
 
 @njit()
@@ -115,7 +115,7 @@ def inside_span(matrix, i, height, width):
 @njit()
 def _limits(slope, start, size, count):
     """Return (low, high) for the p in 0..count with start + slope * p in [0, size)."""
-    if abs(slope) < 1e-9:  # all columns or none; near the limits, rounding decides
+    if abs(slope) < 1e-9:  # all columns or none. Near the limits, rounding decides
         return (0.0, float(count)) if -1.0 < start < size + 1.0 else (float(count), 0.0)
     one, other = -start / slope, (size - start) / slope
     low, high = min(one, other), max(one, other)

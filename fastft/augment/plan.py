@@ -33,7 +33,7 @@ class Op:
     """An augmentation op.
 
     Attributes:
-        format: how its argument is printed after its name; empty if it has no argument.
+        format: how its argument is printed after its name. Empty if it has no argument.
         timm: the op's names in timm, each with the rule for its argument.
     """
 
@@ -48,7 +48,7 @@ def _enhance(name: str, kind: int, **more: Rule) -> Op:
     return Op(name, kind, "x{:.2f}", {name: Rule.ENHANCE, f"{name}Increasing": Rule.ENHANCE_INCREASING, **more})
 
 
-# An op's number in a plan is its position here, so a plan of zeros is Identity. Comments explain the argument.
+# An op's number in a plan is its position here, so 0 is Identity. Comments explain the argument.
 OPS = (
     Op("Identity", IMAGE),
     Op("AutoContrast", TABLE, timm={"AutoContrast": Rule.NO_ARGUMENT}),
@@ -82,17 +82,17 @@ TIMM_OPS = {name: (OP_ID[op.name], rule) for op in OPS for name, rule in op.timm
 PLAN_DTYPE = np.dtype(
     [
         ("sample", np.int64),  # dataset index
-        ("crop", np.int32, 4),  # y, x, h, w in source pixels: is resized; nothing outside it is seen
+        ("crop", np.int32, 4),  # y, x, h, w in source pixels. It is resized, and nothing outside it is seen
         ("resize", np.int32, 2),  # h, w to which the crop is resized
-        ("window", np.int32, 2),  # y, x in the resized image where the output begins; reflected outside it
-        # applied after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE; a quarter turn is two of them
+        ("window", np.int32, 2),  # y, x in the resized image where the output begins. Reflected outside it
+        # applied after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE. A quarter turn is two of these
         ("flip", np.uint8),
-        ("bicubic", np.uint8),  # 1 bicubic, 0 bilinear; both antialiased
-        ("op", np.uint8, MAX_OPS),  # index into OPS; AugMix's chain c begins at op[c * CHAIN_DEPTH]
+        ("bicubic", np.uint8),  # 1 bicubic, 0 bilinear, both antialiased
+        ("op", np.uint8, MAX_OPS),  # index into OPS. AugMix's chain c begins at op[c * CHAIN_DEPTH]
         ("argument", np.float64, MAX_OPS),  # resolved argument of that op, sign applied
-        ("chain_weights", np.float32, MAX_CHAINS),  # AugMix: weight per chain; all 0 = plain sequence of ops
+        ("chain_weights", np.float32, MAX_CHAINS),  # AugMix: weight per chain. All 0 = plain sequence of ops
         ("blend", np.float32),  # AugMix: weight of the mixture against the un-augmented image
-        ("erase", np.int32, (MAX_ERASE, 4)),  # y, x, h, w in output pixels; h = 0: no box; drawn in order
+        ("erase", np.int32, (MAX_ERASE, 4)),  # y, x, h, w in output pixels, drawn in order. h = 0: no box
         ("erase_mode", np.uint8),  # index into ERASE_MODES
         ("noise_key", np.uint64),  # key for rng.noise_rgb, whose index is the pixel y * size + x or the box
     ],

@@ -61,7 +61,7 @@ class RandAugment:
     weights: tuple[float, ...]
     replacement: bool  # may one image draw an op twice?
     magnitude: float = 10
-    magnitude_std: float = 0.0  # 0: fixed; infinite: uniform in 0..magnitude
+    magnitude_std: float = 0.0  # 0: fixed, infinite: uniform in 0..magnitude
     magnitude_max: int = 10
     count: int = 2
     probability: float = 0.5
@@ -81,7 +81,7 @@ class AugMix:
 
 @dataclass(frozen=True)
 class ThreeAugment:
-    """One of grayscale, solarise and blur.
+    """Apply grayscale, solarise or blur, one of them at random.
 
     Then brightness, contrast and colour change by 1 +- jitter in random order.
     """
@@ -94,26 +94,26 @@ AutoAugment = RandAugment | AugMix | ThreeAugment | None
 
 @dataclass(frozen=True)
 class AugmentPolicy:
-    """Everything that determines the distribution of plans, and how pixels are filled and normalised.
+    """Everything that determines how plans are drawn, and how pixels are filled and normalised.
 
     Args:
         augment: timm's RandAugment string, "3aug" or "augmix", each with its keys, or "none".
-        crop: "rrc" (random resized crop with its area share in `scale` and its aspect ratio in `ratio`) or "src"
+        crop: "rrc" (random resized crop, whose area fraction is in `scale` and whose aspect ratio is in `ratio`) or "src"
             (DeiT III's simple crop: short side to the output size, reflect-padded by 4 pixels, random window).
-        hflip: probability of a left-right flip.
-        vflip: probability of an up-down flip.
-        quarter_turns: probability of a turn by 0, 90, 180 or 270 degrees.
-        color_jitter: after `augment`, brightness, contrast and saturation are changed by factors of 1 +-
-            `color_jitter` in random order, as timm's `color_jitter` does.
-        color_jitter_prob: probability of `color_jitter`.
+        hflip: how probable a left-right flip is.
+        vflip: how probable an up-down flip is.
+        quarter_turns: how probable a turn by 0, 90, 180 or 270 degrees is.
+        color_jitter: after `augment`, multiply brightness, contrast and saturation by 1 +- `color_jitter`, in random
+            order, as timm's `color_jitter` does.
+        color_jitter_prob: how probable `color_jitter` is.
         mean: per channel, for pixels in 0..1.
         std: as `mean`.
-        crop_pct: for evaluation, the centre crop's share of the resized short side.
+        crop_pct: for evaluation, which fraction of the resized short side the centre crop keeps.
         eval_resize: for evaluation, "shortest" resizes the short side, "squash" resizes the image to a square.
         eval_interpolation: as `interpolation`, for evaluation.
 
     Raises:
-        UserError: `augment` is invalid, or a value is out of range. The message names it.
+        UserError: `augment` is invalid, or a value is outside its range. The message names it.
     """
 
     augment: str = "rand-m9-mstd0.5-inc1"
@@ -178,7 +178,7 @@ def parse_augment(text: str) -> AutoAugment:
     Raises:
         UserError: it is invalid. The message names the invalid part and the valid keys.
     """
-    kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # the minus of "d-1" belongs to its number
+    kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # in "d-1", the minus belongs to the number
     if kind not in KINDS:
         raise UserError(f"augmentation {text!r}: {kind!r} is unknown. Begin with one of {', '.join(KINDS)}")
     keys, build = KINDS[kind]

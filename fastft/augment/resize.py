@@ -1,13 +1,13 @@
 """Antialiased bicubic and bilinear resize, equal to Pillow's on every pixel.
 
 Pillow's rule (tested here against Pillow itself): for each output coordinate, the filter is stretched by the scale
-when shrinking. Its taps are normalised in float64 and rounded to 22-bit fixed point. The result of each of the two
-passes is rounded to uint8. The horizontal pass comes first, except (since Pillow 13) when the height shrinks by more
-than twice the pixels that the width does. The other order differs by up to 12 levels.
+when shrinking. Its taps are normalised in float64 and rounded to 22-bit fixed point. Each of the two passes rounds its
+result to uint8. The horizontal pass comes first, except (since Pillow 13) when the height shrinks by more than twice the
+pixels that the width does. The other order differs by up to 12 levels.
 
-The geometry is as in a plan row: the rectangle `crop` of the source is resized to `resize`, and the output is the
-part of the resized image that begins at `window`. Coordinates outside the resized image are reflected. The given
-pixels are a region of the source that covers every tap. Filters are cut off at the crop's edges, not at the region's.
+The geometry is as in a plan row: the source's rectangle `crop` is resized to `resize`, and the output is the part of the
+resized image that begins at `window`. Coordinates outside the resized image are reflected. The given pixels are a source
+region that covers every tap. Filters are cut off at the crop's edges, not at the region's.
 
 On the CPU, both passes run sixteen lanes wide (simd.py). The horizontal pass works on sixteen image rows at a time,
 transposed so that one tap for one output pixel is 3 channels x 16 rows = 48 adjacent bytes. The vertical pass works
@@ -26,9 +26,9 @@ PRECISION_BITS = 22  # Pillow: 32 bits minus 8 for the pixel minus 2 for oversho
 ROUND = 1 << (PRECISION_BITS - 1)
 BLOCK = 3 * simd.LANES  # bytes that one call to `_weighted_block` makes
 
-# CUDA kernel: weights for a tile's pixels along one axis, the taps for 65,535 pixels (a JPEG's most) made 224
+# CUDA kernel: weights for a tile's pixels along one axis, enough to reduce 65,535 pixels (a JPEG's most) to 224
 CUDA_WEIGHTS = 1184
-MOST_SHRINK = (CUDA_WEIGHTS - 1) // 4  # limit for one side: there are four times as many bicubic taps, plus one
+MOST_SHRINK = (CUDA_WEIGHTS - 1) // 4  # limit for one side. Shrinking s times takes 4 s + 1 bicubic taps
 
 OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL = 0, 1, 2
 
@@ -57,7 +57,7 @@ def reflect(i: int, size: int) -> int:
 
 @njit()
 def filter_support(crop: int, resized: int, bicubic: bool) -> float:
-    """Return half the width of the stretched filter, in source pixels."""
+    """Return half the stretched filter's width, in source pixels."""
     return (2.0 if bicubic else 1.0) * max(crop / resized, 1.0)
 
 
@@ -139,7 +139,7 @@ def turn(source, flip, size, target):
 
 @njit()
 def _touched(window, size, resized):
-    """Return the first and last pixel on the resized axis that a window of `size` shows, including reflections."""
+    """Return the first and last pixel on the resized axis that a window with `size` pixels shows, with reflections."""
     low, high = window, window + size - 1
     first, last = max(low, 0), min(high, resized - 1)
     if low < 0:
@@ -213,7 +213,7 @@ def _weighted_block(source, start, step, count, weights, at, target, to):
 
 @njit()
 def _gather_block(pixels, start, stride, rows, width, columns):
-    """Set columns[i*16 + r] to byte i of row r, for the first `width` bytes in 16 rows.
+    """Set columns[i*16 + r] to row r's byte i, for the first `width` bytes in 16 rows.
 
     If there are fewer rows, the last one is repeated.
     """
@@ -270,7 +270,7 @@ def _allocate_taps(scratch, at, size, pitch):
 
 @njit()
 def _scratch_size(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x: int) -> int:
-    """Return the scratch bytes needed, whatever the order of the passes.
+    """Return the scratch bytes needed, whichever pass comes first.
 
     They hold taps, columns, narrow, first pass and second pass.
     """
@@ -290,11 +290,11 @@ def resize_scratch_size(height: int, width: int, size: int) -> int:
 def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, size, scratch, out):
     """Resize one image: from a crop's region to size x size x 3 bytes in `out`. Returns OK, or what was too small.
 
-    region and crop (y, x, h, w in source pixels), resize and window are tuples of int64, and flip and bicubic are
-    bools, so that one set of types is compiled once.
+    region and crop (y, x, h, w in source pixels), resize and window are int64 tuples, and flip and bicubic are bools, so
+    that one set of types is compiled once.
 
     Args:
-        pixels: flat uint8; row y in the region begins at y*stride.
+        pixels: flat uint8. Row y in the region begins at y*stride.
         out: flat uint8, at least size*size*3 bytes.
         scratch: flat uint8, at least `resize_scratch_size` bytes.
     """

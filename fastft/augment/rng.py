@@ -8,9 +8,9 @@
 | order in an epoch | NumPy's raw Philox | (seed, epoch): `epoch_words` |
 | stochastic layers in a step | torch's generator | `step_seed` |
 
-The initial weights come from `torch.manual_seed(seed)`. The order of samples in a `.beton` file comes from SplitMix64
-(`beton_tools/write/write_order.py`, which works without this package). Changing any of these numbers breaks the
-resumption of earlier runs.
+The initial weights come from `torch.manual_seed(seed)`. The sample order in a `.beton` file comes from SplitMix64
+(`beton_tools/write/write_order.py`, which works without this package). If any of these numbers change, earlier runs
+cannot be resumed.
 
 `philox` is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The compiled
 functions work on explicit 32- and 64-bit integers and can be called from CPU loops and from CUDA kernels.
@@ -35,7 +35,7 @@ SHIFT_32 = np.uint64(32)
 TWO_POW_MINUS_32 = 2.0**-32
 TWO_PI = 2.0 * np.pi
 
-WORDS_PER_COUNTER = 4  # of NumPy's Philox, which is Philox4x64
+WORDS_PER_COUNTER = 4  # in NumPy's Philox, which is Philox4x64
 MIX_STREAM = 1 << 31  # in counter word 3, where plans have the upper half of a sample id below 2^63
 
 
@@ -102,7 +102,7 @@ def normal(word_0, word_1):
 
 @njit()
 def log_gamma_variate(alpha, key, c0, c1, c2, c3):
-    """Return the logarithm of a Gamma(alpha, 1) variate. Attempts use the counters c0, c0 + 1, ...
+    """Return log(g) for a variate g from Gamma(alpha, 1). Attempts use the counters c0, c0 + 1, ...
 
     The method is Marsaglia and Tsang (2000) for shape alpha + 1, brought down to alpha by U^(1/alpha). It works in
     logarithms, because that power underflows for Mixup's small alphas.
@@ -119,7 +119,7 @@ def log_gamma_variate(alpha, key, c0, c1, c2, c3):
             return np.log(d * v) + boost
 
 
-GAMMA_COUNTERS = 4096  # counters reserved per gamma variate; each attempt is rejected with p < 0.05
+GAMMA_COUNTERS = 4096  # counters reserved per gamma variate. Each attempt is rejected with p < 0.05
 
 
 @njit()
@@ -130,7 +130,7 @@ def beta(alpha, key, c0, c1, c2, c3):
     return 1.0 / (1.0 + np.exp(b - a))
 
 
-# -- noise of random erasing -------------------------------------------------------------------------------------------
+# -- noise for random erasing ------------------------------------------------------------------------------------------
 
 MULTIPLIER_2X32 = np.uint64(0xD256D193)  # Philox2x32, table 2 of the paper
 NOISE_BITS = 12  # with the sign, 8,192 levels up to 3.84: finer than the half precision in which they are stored
@@ -152,7 +152,7 @@ ONE = np.uint64(1)
 def philox2x32(key, c0, c1):
     """Return 64 random bits (low word first) from a 32-bit key and a counter with two 32-bit words.
 
-    It is half the work.
+    It is half the work of `philox`.
     """
     k = np.uint64(key) & LOW_32
     x0 = np.uint64(c0) & LOW_32

@@ -1,8 +1,8 @@
 """Vectors as Numba values: sixteen int32 or float32 lanes, a 16 x 16 byte transpose, and scratch memory.
 
-Numba has no vector type. LLVM's loop vectoriser does not turn the antialiased resize (a different window of taps per
-output pixel), the geometric ops (another place in the source per pixel) or a byte transpose into vector code. They
-are written here in plain LLVM vector operations, which LLVM lowers to AVX-512, AVX2, SSE or NEON, depending on the
+Numba has no vector type, and LLVM's loop vectoriser cannot turn some loops into vector code: the antialiased resize (each
+output pixel has its own taps), the geometric ops (each pixel comes from another place in the source) and a byte transpose.
+They are written here in plain LLVM vector operations, which LLVM lowers to AVX-512, AVX2, SSE or NEON, depending on the
 machine. This works on the CPU only.
 """
 
@@ -41,7 +41,7 @@ def _vector_type(name: str, vector: ir.VectorType) -> types.Type:
 
 
 _lanes = _vector_type("int32x16", _INTS)
-_ARRAY = types.Array  # stands for the type of any array
+_ARRAY = types.Array  # stands for any array type
 
 
 def _vector_op(result: types.Type, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -230,9 +230,9 @@ def is_flat(context, builder, signature, args):
     return builder.icmp_unsigned("==", builder.bitcast(unequal, bits), bits(0))
 
 
-# -- scratch memory: consecutive parts of a flat uint8 array, and copies between flat arrays ---------------------------
+# -- scratch memory: consecutive parts in a flat uint8 array, and copies between flat arrays ---------------------------
 
-CACHE_LINE = 64  # bytes; every part begins at a multiple of it
+CACHE_LINE = 64  # bytes. Every part begins at a multiple of it
 
 
 @njit()
@@ -242,7 +242,7 @@ def round_up(n: int, multiple: int) -> int:
 
 @njit()
 def take(scratch, at, size):
-    """Return (the part of `size` bytes that begins at `at`, where the next part begins)."""
+    """Return (the part with `size` bytes that begins at `at`, where the next part begins)."""
     return scratch[at : at + size], at + round_up(size, CACHE_LINE)
 
 

@@ -1,1 +1,1 @@
-"""Give every option of a recipe its final value: by rules on the number of images, then by linear probes."""
+"""Give every option in a recipe its final value: by rules that use the number of images, then by linear probes."""

@@ -1,11 +1,11 @@
 """Automatic augmentation: leave it out if it hides from the tower what distinguishes the classes.
 
-A linear probe knows something about the classes of images that it was not fitted to: its loss, at its best scale, is below
-the loss of knowing only how frequent each class is. On augmented images less of this is left. If hardly anything is left,
-the tower no longer sees in these images what the probe relies on, and training on them unlearns it.
+On images that it was not fitted to, a linear probe beats guessing by class frequency: at its best scale its loss is lower.
+Augmentation reduces this advantage. If hardly anything is left, the augmented images no longer show the tower what the probe
+relies on, and training on them unlearns it.
 
-Evidence, with a DINOv2-type ViT-S/14 at 42 px: 6 and 17 % is left on solar cells and hand signs, where training is better
-without augmentation, and 33 to 54 % on waste, groceries, CIFAR-10, rooms, clothes, stamps and flowers
+Evidence, with a DINOv2-type ViT-S/14 at 42 px: on solar cells and hand signs, 6 and 17 % of the advantage is left, and training
+is better without augmentation. On waste, groceries, CIFAR-10, rooms, clothes, stamps and flowers, 33 to 54 % is left
 (docs/measurements/photos.md, Augmentation).
 """
 
@@ -30,8 +30,8 @@ from fastft.recipe.constants import NONE
 from fastft.run.paired import SIGNIFICANT, mcnemar
 
 HFLIP = "augment.hflip"
-LOST = 0.1  # at least this fraction of the recognised images must be lost by mirroring them
-TRIED = 256  # number of mirrored images, and of augmented ones whose loss decides, in whole steps
+LOST = 0.1  # flips are left out only if mirroring loses at least this fraction of the recognised images
+TRIED = 256  # how many images are mirrored, and how many are augmented to compare losses, in whole steps
 KEPT = 0.25  # augmentation must leave at least this fraction of what the probe knows about the classes
 
 
@@ -84,7 +84,7 @@ class Losses:
 
     @property
     def kept(self) -> float:
-        """The part of the probe's information about the classes that is left after augmentation. 1: it has none."""
+        """The fraction of the probe's advantage over guessing that augmentation leaves. 1 if there is no advantage."""
         known = self.class_shares - self.plain
         return (self.class_shares - self.augmented) / known if known > 0 else 1.0
 
@@ -111,7 +111,7 @@ def compare_losses(tower: FrozenTower, files: BetonSet, probe: LinearProbe) -> L
         shares = shares_loss(loader.class_counts, r.data.sampling, len(files) if r.data.multi_label else None)
 
     def score() -> Losses:
-        if not numbered:  # there are so many images that the head knows none of them by heart
+        if not numbered:  # with so many images, the head has learnt none by heart
             scores_MK = features_MD @ probe.head.weight_KD.T + probe.head.bias_K
             return Losses(float(probe.head.losses_N.mean()), smallest_loss(scores_MK, found_M), shares)
         assert probe.data is not None
@@ -129,7 +129,7 @@ def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int |
     The linear probe knows the class frequencies among all images, not among the sampled ones.
 
     Args:
-        images: their number, if they have several labels. The result is then the mean over classes.
+        images: how many images there are, if they have several labels. The result is then the mean over classes.
     """
     if images is not None:
         return sum(shares_loss([count, images - count]) for count in class_counts) / len(class_counts)
@@ -140,16 +140,15 @@ def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int |
 def keep_or_leave_out(recipe: AskedRecipe, losses: Losses) -> tuple[AskedRecipe, str]:
     """Leave augmentation out of the recipe if it hides the classes.
 
-    Options that are `auto` then get the values of WHOLE, and those of CENTRE if that leaves no augmentation.
+    Options that are `auto` then get WHOLE's values. If that leaves no augmentation at all, they get CENTRE's as well.
 
     Returns:
-        (the recipe; a warning or "").
+        (the recipe, a warning or "").
     """
     hidden = losses.kept < KEPT
     figures = (
-        f"{max(0.0, losses.kept):.0%} of what a linear probe knows about unchanged images is left after augmentation "
-        f"(loss {losses.plain:.2f} without it, {losses.augmented:.2f} with it, {losses.class_shares:.2f} when guessing by class "
-        "frequency)"
+        f"a linear probe keeps {max(0.0, losses.kept):.0%} of its lead over guessing by class frequency (loss: guessing "
+        f"{losses.class_shares:.2f}, probe {losses.plain:.2f}, probe with augmentation {losses.augmented:.2f})"
     )
     reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {figures}"
     values, evidence = WHOLE if hidden else recipe.flat(), asdict(losses) | {"kept": losses.kept}

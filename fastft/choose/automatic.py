@@ -22,21 +22,21 @@ from fastft.recipe.paper import PAPER_BATCH, paper_recipe, square_root_lr
 from fastft.recipe.schema import MAX_EPOCHS, AskedRecipe, Choice, count_steps
 from fastft.recipe.training_images import Images, with_images
 
-# small sets get enough steps; ImageNet's batch is limited to the paper's
+# Small datasets get enough steps. ImageNet's batch is limited to the paper's.
 IMAGES_PER_UNIT_OF_BATCH = 128
 SMALLEST_BATCH = 32
 LEAST_AUTOMATIC_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 STEPS_PER_EVALUATION = 50  # evaluating a fifth of the images, raw and EMA, takes 15 to 25 % of an epoch
 FEW_SCALE, FEW_LR, FEW_DECAY, FEW_CLIP = 0.5, 20 / 3, 0.1, 1.0  # 5e-4 at batch 32
-# Fewer steps at that rate disturb the tower, which does not recover: on clip art at 112 px, the linear probe has 53 %,
+# With fewer steps, this rate disturbs the tower, and it does not recover: on clip art at 112 px, the linear probe has 53 %,
 # and 11 steps at 5e-4 reach 12 %. 70 steps at 5e-4 are better than at 3.5e-4 (docs/measurements/photos.md).
 FULL_LR_STEPS = 70
 PAPER_SIZE = 224  # pixels
 PAPER_POLICY, PAPER_SCALE, PAPER_HFLIP, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.5, 0.25
 PAPER_RATIO = 3 / 4, 4 / 3
-# Without policy and crops. A crop of the whole area with other ratios would squeeze an oblong image into the square, but
-# evaluation, and the linear probe that training starts from, see the square in its centre.
+# No policy and no crops. If crops covered the whole area with other ratios, they would squeeze an oblong image into the
+# square, but evaluation, and the linear probe that training starts from, see the square in its centre.
 WHOLE = {"augment.policy": NONE, "augment.scale_min": 1.0}
 CENTRE = {"augment.ratio_min": 1.0, "augment.ratio_max": 1.0}
 
@@ -49,7 +49,7 @@ def resolve(
     Linear probes may change some of them later.
 
     Args:
-        images: the images in `data.train` and `data.val`. None: assume the number in `data.train_size`.
+        images: the images in `data.train` and `data.val`. If None, `data.train_size` images are assumed.
         stored: choices that the run was started with, which are used again instead of the rules.
 
     Raises:
@@ -148,7 +148,7 @@ def _probes(recipe: AskedRecipe) -> bool:
 
 
 def probes_sizes(recipe: AskedRecipe) -> bool:
-    """Return True if linear probes decide the image size of a new run. See `fastft.choose.image_size`."""
+    """Return True if linear probes decide a new run's image size. See `fastft.choose.image_size`."""
     return IMAGE_SIZE in recipe.automatic and _probes(recipe) and recipe.data.train_size < FEW_IMAGES
 
 
@@ -165,7 +165,7 @@ def _image_size(recipe: AskedRecipe) -> tuple[int, str]:
 def _unless_probe(value: Any, otherwise: str, recipe: AskedRecipe) -> tuple[Any, str]:
     """Return the value and its reason.
 
-    If the head starts as a linear probe, that decides: see `fastft.choose.augmentation`.
+    If the head starts as a linear probe, the probe decides (see `fastft.choose.augmentation`).
     """
     return value, f"as in the paper. {otherwise}" if _probes(recipe) else "as in the paper"
 

@@ -1,12 +1,12 @@
-"""A budget in time (`schedule.budget`): image size and epochs follow together from measured rates.
+"""A time budget (`schedule.budget`): image size and epochs follow together from measured rates.
 
 Linear probes measure two things at each image size: how many images they get wrong, and how long a forward pass takes. The
-rates tell how many steps fit into the time that is left. Training removes a part of a probe's errors, which depends on the
-number of steps, so each size has an expected accuracy. How much training removes differs between datasets, while a probe's
-accuracy is measured on this one. So trainings are compared by their expected accuracy less a part of its spread, and the best
-one is taken. A probe at a large size can be better than any training that fits, and then the run stops at this probe, or at
-one that the time left allows at a still larger size. If a training is better, the largest probe is compared with the trained
-model at the end (`fastft.run.chosen_weights`).
+rates tell how many steps fit into the time that is left. Training removes some of a probe's errors, more with more steps, so
+each size has an expected accuracy. How much training removes differs between datasets, while a probe's accuracy is measured on
+this one. Trainings are therefore compared by their expected accuracy minus part of its spread, and the best one is taken. A
+probe at a large size can be better than any training that fits. Then the run stops at this probe, or at a probe for a still
+larger size if the time left allows one. If a training is better, the largest probe is compared with the trained model at the
+end (`fastft.run.chosen_weights`).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,17 +20,17 @@ from fastft.evaluate.linear_probe import LinearProbe
 from fastft.recipe import AskedRecipe, Choice
 from fastft.recipe.constants import EPOCHS, IMAGE_SIZE, SHORTEST_GAINING_STEPS, STOP_EPOCH
 
-# Steps, and the part of a linear probe's errors that training removes: means of runs on several sets
-# (docs/measurements/photos.md, A budget in time). Between them it is interpolated over the logarithm of the steps. Runs of
-# about 20 steps lost accuracy: they end while the loss is still above where it began.
+# Steps -> fraction of a linear probe's errors that training removes. These are means over runs on several datasets
+# (docs/measurements/photos.md, A budget in time). Values in between are interpolated over the logarithm of the steps. Runs
+# with about 20 steps lost accuracy, because they end while the loss is still above its initial value.
 REMOVED = {SHORTEST_GAINING_STEPS: 0.0, 50: 0.14, 70: 0.28, 200: 0.3, 500: 0.34}
-# The standard deviation of this part over datasets, and the multiple of it that is subtracted from the mean: the largest one
-# that costs no accuracy on the datasets by which it was chosen (the same page)
+# The fraction's standard deviation over datasets, and which multiple of it is subtracted from the mean: the largest that
+# costs no accuracy on the datasets by which it was chosen (same page).
 SPREAD, CAUTION = 0.17, 0.25
-PROBE_SHARE = 0.1  # part of the time left that one more probe may take
+PROBE_SHARE = 0.1  # one more probe may take this fraction of the time left
 LAST_SHARE = 0.4  # the same if nothing will be trained, or if the probe may be better than any training
-# Part of the time left that is not planned: start-up, checkpoints, and rates that vary. On a busy CPU, 118 planned seconds
-# took 153.
+# This fraction of the time left is not planned, because start-up and checkpoints take time and rates vary. On a busy CPU,
+# 118 planned seconds took 153.
 RESERVED = 0.2
 
 
@@ -40,8 +40,8 @@ class Plan:
 
     Attributes:
         top1: expected accuracy in percent.
-        spread: by how many points it is expected to differ between datasets. 0 for a probe, which is measured.
-        seconds: for training and evaluation.
+        spread: how many points it is expected to differ between datasets. 0 for a probe, because a probe is measured.
+        seconds: time for training and evaluation.
     """
 
     size: int
@@ -78,9 +78,9 @@ class Budget:
     before: int
 
     def fitting(self, left: float, forward: float, size: int) -> tuple[int, float]:
-        """Return (the epochs that fit, their seconds with evaluations).
+        """Return (epochs that fit, seconds for them and their evaluations).
 
-        If the number of epochs is set, these epochs fit or not.
+        If the recipe sets the number of epochs, the result is this number or 0.
 
         Args:
             left: seconds.
@@ -102,7 +102,7 @@ class Budget:
 def probe_within(
     budget: Budget, fit: Callable[[AskedRecipe], LinearProbe], tries_sizes: bool, begun: TriedSizes | None = None
 ) -> TriedSizes:
-    """Fit linear probes at the recipe's image size, or at several sizes as long as they cost little of the time left.
+    """Fit linear probes at the recipe's image size, or at several sizes as long as they take little of the time left.
 
     begun: an earlier result. It is continued with the time that training does not need.
     """
@@ -152,12 +152,12 @@ def choose_within(budget: Budget, sizes: TriedSizes) -> tuple[list[Choice], Line
 
 
 def choose_epochs(budget: Budget, forward: float) -> list[Choice]:
-    """Choose the epochs of a run without a linear probe, at least one. forward: seconds for each image."""
+    """Choose the epochs for a run without a linear probe, at least one. forward: seconds per image."""
     recipe = budget.recipe
     if EPOCHS not in recipe.automatic:
         return []
     epochs, seconds = budget.fitting(budget.left(), forward, recipe.model.image_size)
-    fits = f"as many as fit into {recipe.schedule.budget}: about {format_duration(seconds)}"
+    fits = f"these epochs fit into {recipe.schedule.budget} and take about {format_duration(seconds)}"
     reason = fits if epochs else f"not even one epoch fits into {recipe.schedule.budget}"
     return [Choice(EPOCHS, max(1, epochs), reason, {"forward_seconds": forward})]
 
@@ -178,9 +178,9 @@ def _trainings(budget: Budget, sizes: TriedSizes, left: float) -> list[Plan]:
 
 
 def _may_surpass(budget: Budget, sizes: TriedSizes, left: float, forward: float) -> bool:
-    """Return whether one more probe may be better than any training, by more than its seconds cost the training.
+    """Return True if one more probe may beat any training, by more than the training would lose with the probe's seconds.
 
-    It may gain as much over the last probe as that gained over the one before it.
+    The next probe is assumed to gain as much over the last one as that gained over the one before.
     """
     trainings = _trainings(budget, sizes, left)
     if len(sizes.gaining) < 2 or not trainings:
@@ -196,14 +196,14 @@ def _best(plans: Sequence[Plan]) -> Plan:
 
 
 def _plan(probe: LinearProbe, epochs: int, seconds: float, recipe: AskedRecipe) -> Plan:
-    """Return what is expected of a training that starts from a probe, or of the probe (0 epochs)."""
+    """Return the plan for a training that starts from a probe, or for the probe alone (0 epochs)."""
     wrong = 100 * (1 - float(probe.head.right_N.mean()))
     gain = expected_gain(epochs * recipe.steps_per_epoch())
     return Plan(probe.size, epochs, 100 - wrong * (1 - gain), wrong * SPREAD if epochs else 0.0, seconds)
 
 
 def expected_gain(steps: int) -> float:
-    """Return the part of a probe's errors that training removes. It is negative where training is too short."""
+    """Return the fraction of a probe's errors that training removes. It is negative where training is too short."""
     known = np.log(list(REMOVED))
     slope = REMOVED[50] / (known[1] - known[0])
     if not steps:

@@ -1,4 +1,4 @@
-"""The second stage of a run: every option gets its final value, by the number of images and by linear probes.
+"""A run's second stage: every option gets its final value, by the number of images and by linear probes.
 
 It writes `recipe.yaml`, in which nothing is `auto` any more, and `choices.json`: option, value, reason, evidence.
 """
@@ -33,8 +33,8 @@ def choose_options(
 ) -> FinalRecipe:
     """Return the final recipe, which the run directory keeps.
 
-    All processes get the same recipe, except for what differs between hosts. What the directory has is used again:
-    always once there is a checkpoint, and before that if the same was asked for.
+    All processes get the same recipe, except for options that differ between hosts. Choices in the directory are used again
+    once there is a checkpoint. Before that, they are used again if the request is the same.
 
     Args:
         stop: ends the stage in all processes once it returns true in one.
@@ -63,7 +63,7 @@ def choose_options(
 
 
 def _read(folder: Path, request: str) -> tuple[bool, dict[str, Choice] | None]:
-    """Return (whether there is a checkpoint; the choices that are used again)."""
+    """Return (whether there is a checkpoint, the choices that are used again)."""
     has_begun = bool(list_checkpoints(folder / "checkpoints"))
     return has_begun, read_choices(folder, None if has_begun else request)
 
@@ -137,7 +137,7 @@ class _Probing:
         return probe
 
     def _keep_larger(self, probe: LinearProbe | None, recipe: AskedRecipe) -> None:
-        """Write the head of a probe at a larger size, which the trained model is compared with. None: there is none."""
+        """Write the head of a probe at a larger size, which is compared with the trained model. None: there is none."""
         path = self.folder / LARGER_HEAD
         if probe is None or not self.world.is_main:
             return

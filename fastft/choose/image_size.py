@@ -17,7 +17,7 @@ from fastft.recipe import AskedRecipe, Choice
 from fastft.recipe.constants import IMAGE_SIZE, PROBED_SIZES
 
 LONG_SECONDS = 3600  # without a budget, a larger size is not tried if training at it would take longer
-TRAINING_COST = 3  # per image, in forward passes; measured on a CPU: 2.8 to 3.4 at 42 to 112 px
+TRAINING_COST = 3  # per image, in forward passes. Measured on a CPU: 2.8 to 3.4 at 42 to 112 px
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Command(Protocol):
 
 # When one process ends, torchrun ends the others at once. So the others let local rank 0 print the error for this long.
 SECONDS_TO_REPORT = 15
-# (module in this package, or class in one; help). Only the module of the command that runs is imported.
+# (module in this package, or class in one, help). Only the module of the command that runs is imported.
 CONVERT_KINDS = {
     "folder": (
         "cmd_convert.Folder",

@@ -25,7 +25,7 @@ from beton_tools.write.images import (
 )
 from beton_tools.write.writer import ON_ERROR, WriteOptions, limits
 
-SHOWN = 5  # images named on the screen; the manifest lists all
+SHOWN = 5  # images named on the screen. The manifest lists all
 LAYOUTS = """\
 train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, also inside Kaggle's ILSVRC/Data/CLS-LOC
 flat val/*.JPEG with the devkit (folder or .tar.gz), LOC_val_solution.csv or val.txt beside it
@@ -159,7 +159,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _options_of(args: argparse.Namespace) -> WriteOptions:
-    """Make WriteOptions from parsed flags. Raises UserError: a value outside its limits."""
+    """Make WriteOptions from parsed flags. Raises UserError if a value is outside its limits."""
     values = {field.name: getattr(args, field.name) for field in fields(WriteOptions) if hasattr(args, field.name)}
     values["lossless"] = not args.reencode
     return WriteOptions(**values | {"part": None if args.part is None else Part.parse(args.part)})

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 EXAMPLE = "fastft explain final_b16 --json"
 TAKES_OPTIONS = True
-CPU_SHARE = 0.4  # fraction of a CPU's matrix-product rate; training a ViT-S/14 at 42 px reached 0.27 to 0.66
-LONG = 2  # hours on this machine; above them a way out is named
+CPU_SHARE = 0.4  # fraction of a CPU's matrix-product rate. Training a ViT-S/14 at 42 px reached 0.27 to 0.66
+LONG = 2  # hours on this machine. Above this, a way out is named
 WAY_OUT = (
     ". --schedule.budget=1h fits image size and epochs into an hour, and stops at a linear probe at a larger image size if "
     "that promises more than training does. --schedule.stop_epoch=0 trains nothing and stops at the linear probe"
 )
-SMALL = 4  # hours on one A100; up to this the cost is shown for one GPU
+SMALL = 4  # hours on one A100. Up to this, the cost is shown for one GPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,8 @@ from fastft.recipe import load_recipe
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 10)
 MEMORY_OF = ("final_b16", "final_l14_336")  # recipes
-CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V100 has more
-SHM_NEEDED = 1 << 30  # bytes used by NCCL and torch; containers often get 64 MB
+CORES_PER_GPU = 4  # for decoding and augmentation. A usual machine with eight V100 has more
+SHM_NEEDED = 1 << 30  # bytes used by NCCL and torch. Containers often get 64 MB
 # L/14 needs space for two checkpoints and a third being written (4.9 GB each), and for the best weights and their
 # successor (1.2 GB each)
 DISK_NEEDED = 20 << 30

@@ -21,8 +21,8 @@ from fastft.recipe.published import Preprocessing
 from fastft.recipe.schema import PUBLISHED, option_fields
 from fastft.recipe.training_images import NO_EXPECTATION
 
-LISTED_LRS = 100  # learning rates shown at most; --json has the learning rates of all epochs
-WIDE = 80  # characters; from this width on, tables show several GPUs
+LISTED_LRS = 100  # learning rates shown at most. --json has the learning rates of all epochs
+WIDE = 80  # characters. From this width on, tables show several GPUs
 NOTE = "modelled from FLOPs and memory traffic, not measured"
 MEASURED_NOTE = "measured: images/s from fastft bench. The others are modelled"
 ENDS = (
@@ -153,7 +153,7 @@ def _print_cost(cost: Cost, count: int, gpus: Sequence[str], console: Console) -
 
 
 def print_prices(values: Sequence[Prices], console: Console) -> None:
-    """Print a table and what it assumes for each kind of GPU. What all of them assume comes once, at the end."""
+    """Print a table and its assumptions for each GPU kind. Shared assumptions are printed once, at the end."""
     legends = [_legend(prices) for prices in values]
     shared = [line for line in legends[0] if len(values) > 1 and all(line in legend for legend in legends)]
     for prices, legend in zip(values, legends, strict=True):

@@ -1,4 +1,4 @@
-"""Diagnose a step's time: shares, the bottleneck, and advice."""
+"""Diagnose a step's time: its parts, the bottleneck, and advice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ NAMES = {
     "ema": "EMA",
     "optimizer": "optimiser",
 }
-WAIT_LIMIT = 0.05  # the loader is the bottleneck if waiting for it takes this share of the loop or more
+WAIT_LIMIT = 0.05  # the loader is the bottleneck if waiting for it takes this fraction of the loop or more
 
 ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
@@ -41,7 +41,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Part:
-    """A measured part of a step's time. share: of all measured parts' sum."""
+    """A measured part of a step's time. share: its fraction of all measured parts."""
 
     key: str
     name: str

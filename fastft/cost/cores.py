@@ -38,7 +38,7 @@ class Demand:
 
 
 def demands(result: Result) -> list[Demand]:
-    """Return the demands of RECIPES on the main kinds of GPUs and on the result's own GPU.
+    """Return what RECIPES demand on the main GPU kinds and on the result's own GPU.
 
     A demand is measured if the result contains the step, else modelled.
     """

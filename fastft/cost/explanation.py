@@ -22,12 +22,12 @@ from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
 from fastft.recipe.training_images import describe_expectation, expected_top1
 
-Hours = dict[str, float | None]  # by GPU kind; None if the recipe's step cannot be counted
+Hours = dict[str, float | None]  # by GPU kind. None if the recipe's step cannot be counted
 HoursRange = dict[str, list[float] | None]
 
 
 class Group(Document):
-    """A group of parameters that are updated alike."""
+    """Parameters that are updated alike."""
 
     layer_id: int
     lr_scale: float
@@ -36,7 +36,7 @@ class Group(Document):
 
 
 class Schedule(Document):
-    """The learning rate at the start of every epoch, and the steps."""
+    """The steps, and the learning rate at each epoch's start."""
 
     steps_per_epoch: int
     total_steps: int
@@ -44,7 +44,7 @@ class Schedule(Document):
 
 
 class Cost(Document):
-    """FLOPs and GPU-hours: at the middle of the MFUs to plan with, and from the fastest to the slowest of them."""
+    """FLOPs and GPU-hours. The hours are given at the middle MFU to plan with, and as a range from fastest to slowest."""
 
     forward_flops_per_image: float
     train_flops_per_image: float
@@ -61,12 +61,12 @@ class Explanation(Document):
 
     Attributes:
         recipe: name, and section -> option -> value.
-        images: what is published with the weights, which the recipe's options may change.
-        choices: the value and the reason of every `auto` option.
+        images: image settings published with the weights. The recipe's options may change them.
+        choices: each `auto` option's value, and the reason for it.
         expected_top1: None without an expectation.
-        expectation: in words, or why there is none.
-        gpus: the number of GPUs that the cost is for.
-        here: the time on this machine, in words, for a recipe that one GPU trains in hours.
+        expectation: the expected accuracy in words, or why there is none.
+        gpus: how many GPUs the cost is for.
+        here: the time on this machine, in words, if one GPU trains the recipe in hours.
     """
 
     recipe: Object
@@ -89,7 +89,7 @@ def explain(recipe: AskedRecipe, warnings: Sequence[str] = (), val_images: int |
 
     Args:
         warnings: warnings about the recipe's images. They come before the warnings about its options.
-        val_images: number of validation images; None uses an assumed number.
+        val_images: number of validation images. None uses an assumed number.
 
     Raises:
         UserError: the architecture is unknown, the image size does not fit it, or there are fewer images than one
@@ -133,7 +133,7 @@ def explain(recipe: AskedRecipe, warnings: Sequence[str] = (), val_images: int |
 
 
 def predict_cost(recipe: Recipe, gpus: int, val_images: int | None) -> Cost:
-    """Return the FLOPs, and the GPU-hours on `gpus` GPUs."""
+    """Predict FLOPs, and GPU-hours on `gpus` GPUs."""
     arch, row = recipe_arch(recipe), val_images_row(recipe, val_images)
     flops = recipe_flops(recipe, arch)
     predicted = predict(recipe, GPUS, gpus, val_images)
@@ -146,7 +146,7 @@ def predict_cost(recipe: Recipe, gpus: int, val_images: int | None) -> Cost:
 
 
 def _hours(predicted: dict[str, Predicted]) -> tuple[Hours, HoursRange]:
-    """Return the hours by GPU kind: at the middle of the MFUs to plan with, and from the fastest to the slowest."""
+    """Return hours by GPU kind: at the middle MFU to plan with, and the range from fastest to slowest."""
     return {name: p.hours for name, p in predicted.items()}, {name: p.hours_range for name, p in predicted.items()}
 
 
@@ -156,7 +156,7 @@ PAPER, CHEAPER, NOT_RUN, PHOTOGRAPHS = GROUPS = ("paper", "cheaper", "not run", 
 
 
 class ListedRecipe(Document):
-    """A recipe of fastft. group: one of GROUPS. what: a few words."""
+    """One of fastft's recipes. group: one of GROUPS. what: a short description."""
 
     name: str
     group: str
@@ -171,7 +171,7 @@ class ListedRecipe(Document):
 
 
 class ListedTable(Document):
-    """A table of recipes."""
+    """A recipe table."""
 
     name: str
     title: str
@@ -189,7 +189,7 @@ class RecipeList(Document):
 def list_recipes() -> RecipeList:
     """List the recipes by group, the most expensive first.
 
-    The hours are None for recipes for photographs.
+    Recipes for photographs have no hours (None).
     """
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
     listed = [_list_recipe(recipe) for recipe in map(load_recipe, recipe_names())]

@@ -17,16 +17,16 @@ from fastft.cost.traffic import image_traffic
 from fastft.data.slots import count_slots
 from fastft.recipe import Recipe
 
-HEADROOM = 0.9  # share of free memory to use; the rest is for allocator fragments
+HEADROOM = 0.9  # use this fraction of the free memory. The rest is for allocator fragments
 TENSOR_CORE_MULTIPLE = 8  # matrix products are fastest if their dimensions are multiples of this
-COPIES = 3  # fp32 copies of the trained parameters in addition to the weights: gradients and AdamW's two moments
+COPIES = 3  # trained parameters need three fp32 copies beside the weights: gradients and AdamW's two moments
 # Bytes per pixel and channel that GPU augmentation takes in addition to the finished images: two uint8 images, or for
 # AugMix three and their mixture in fp32 (fastft.augment.cuda).
 AUGMENT_BYTES, AUGMIX_BYTES = 2, 3 + 4
 MEAN_PIXELS = 500 * 375  # pixels in a stored image, if the file is not known
 SHARD = (
-    "fastft does not shard a model over GPUs, as FSDP of torchtitan and Composer does (docs/when-not.md). "
-    "--model.trainable_layers=N trains the last N blocks only"
+    "fastft does not shard a model over GPUs, as torchtitan and Composer do with FSDP (docs/when-not.md). "
+    "--model.trainable_layers=N trains only the last N blocks"
 )
 
 
@@ -82,10 +82,10 @@ def loader_bytes(mean_pixels: float, image_size: int, dtype: torch.dtype, batche
     """Return the GPU memory that a loader needs per image in a micro-batch.
 
     Args:
-        mean_pixels: mean number of pixels in the stored images.
-        batches: number of batches that are finished, in use or in progress at a time. For each batch, the loader
-            holds the decoded pixels (at most the whole images), the finished images, and augmentation's working
-            memory, which PyTorch keeps for the next batch.
+        mean_pixels: how many pixels a stored image has on average.
+        batches: how many batches are finished, in use or in progress at a time. For each batch, the loader holds the
+            decoded pixels (at most the whole images), the finished images, and augmentation's working memory, which
+            PyTorch keeps for the next batch.
     """
     augment = AUGMIX_BYTES if isinstance(policy.auto_augment, AugMix) else AUGMENT_BYTES
     return batches * CHANNELS * (mean_pixels + image_size**2 * (augment + dtype.itemsize))

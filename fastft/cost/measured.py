@@ -14,18 +14,18 @@ from fastft.recipe import Recipe
 
 STEP, FROZEN_STEP, END_TO_END = "step.train", "step.frozen", "e2e.train"
 FULL_PRECISION = "fp32"
-SMALL_FILES = "500"  # part of the "files" setting for images that were resized to 500 px
+SMALL_FILES = "500"  # occurs in the "files" setting for images that were resized to 500 px
 # training images/s per core: with augmentation on the GPU, else crop and flip, the nearest case that needs no GPU
 LOADER_TO_GPU, LOADER, EVALUATION = "loader.gpu", "loader.crop.core", "loader.eval"
 MODELS = {
     (768, 12, 16): "ViT-B/16",
     (1024, 24, 14): "ViT-L/14",
-}  # width, blocks and patch size of the towers of bench step
+}  # width, blocks and patch size of the towers in bench step
 
 
 @dataclass(frozen=True)
 class CoreRate:
-    """What one core delivers in images/s, and how that was measured, in words."""
+    """How many images/s one core delivers, and how that was measured, in words."""
 
     value: float
     how: str
@@ -35,7 +35,7 @@ class CoreRate:
 class Measured:
     """The rates in a benchmark result on which costs depend, or None if they were not measured."""
 
-    name: str  # name of its file
+    name: str  # the result's file name
     result: Result
     loader: CoreRate | None
     evaluation: CoreRate | None
@@ -65,13 +65,13 @@ class Measured:
 
     @property
     def gpu(self) -> Gpu | None:
-        """Return the kind of GPU that the result was measured on, or None without a GPU or for an unknown kind."""
+        """Return the GPU kind that the result was measured on, or None without a GPU or for an unknown kind."""
         return find_gpu(self.result.machine.gpu) if self.result.machine.gpu else None
 
     def mfu(self, recipe: Recipe, gpu: Gpu) -> Mfu | None:
         """Return the recipe's measured end-to-end MFU, or else the MFU measured for its model's step.
 
-        Returns None if neither was measured on this kind of GPU.
+        Returns None if neither was measured on this GPU kind.
 
         Raises:
             UserError: the MFU is above 100 %.
@@ -86,8 +86,8 @@ class Measured:
         value = rate * recipe_flops(recipe, arch).train / gpu.peak_flops
         if value > 1:
             raise UserError(
-                f"{self.name}: {rate:,.0f} images/s of {recipe.name} would be {value:.0%} of "
-                f"the peak of {gpu.name}. Measure again"
+                f"{self.name}: {rate:,.0f} images/s with {recipe.name} would be {value:.0%} of "
+                f"{gpu.name}'s peak. Measure again"
             )
         bench = "step" if whole is None else "e2e"
         return Mfu(value, "measured", f"{rate:,.0f} images/s of fastft bench {bench}, {self.name}")
@@ -106,7 +106,7 @@ class Measured:
 
 
 def step_rate(result: Result, recipe: Recipe, arch: TowerArch) -> float | None:
-    """Return the measured images/s for the training step of this recipe's model, in half precision.
+    """Return the images/s measured in half precision for a training step with this recipe's model.
 
     Returns None if it was not measured.
     """
@@ -134,7 +134,7 @@ def end_to_end_rate(result: Result, recipe: Recipe) -> float | None:
 def _core_rate(result: Result, key: str) -> CoreRate | None:
     """Return fastft's rate with small files, for a measure's first case.
 
-    loader.gpu is the rate of the whole machine, and is divided by its cores. The others are the rate of one thread.
+    loader.gpu is the whole machine's rate, and is divided by its cores. The others are one thread's rate.
     """
     for measure, case in _cases(result, key):
         rate = _own(case)

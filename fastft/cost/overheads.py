@@ -22,7 +22,7 @@ SOURCES = {
 
 
 class Assumption(Document):
-    """An input of the cost model. basis: "assumed", "measured" or "given"."""
+    """An input to the cost model. basis: "assumed", "measured" or "given"."""
 
     name: str
     what: str
@@ -32,7 +32,7 @@ class Assumption(Document):
 
 @dataclass(frozen=True)
 class Overheads:
-    """Rates in images/s per GPU, and times outside the steps. measured: how, for the names that are not assumptions."""
+    """Rates in images/s per GPU, and times outside the steps. measured: name -> how it was measured, if not assumed."""
 
     loader_rate: float = IMAGES_PER_CORE * Gpu.cores
     eval_loader_rate: float = EVAL_IMAGES_PER_CORE * Gpu.cores
@@ -70,7 +70,7 @@ def with_cores(cores: float) -> Overheads:
 
 
 def with_measured(measured: Measured, cores: float) -> Overheads:
-    """Return the rates for `cores` cores per GPU, extrapolated from the measured rate of one core where there is one."""
+    """Return the rates for `cores` cores per GPU, extrapolated from one core's measured rate where there is one."""
     rates = {"loader_rate": measured.loader, "eval_loader_rate": measured.evaluation}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     how = {name: f"extrapolated to {cores:g} cores from {rate.how}" for name, rate in known.items()}

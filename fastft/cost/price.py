@@ -1,9 +1,8 @@
 """Predict hours and money for recipes.
 
-They follow from FLOPs over peak times MFU, the rate that the loader can deliver, evaluation and start-up. This is a
+Training takes FLOPs / (peak * MFU), or longer if the loader is slower. Evaluation and start-up are added. This is a
 model, not a measurement, and it is marked as such wherever it is shown. Checkpoints are written while training goes
-on, and cost nothing here. tests/cost/test_price.py compares the model with the wall times in the logs of the paper's
-own runs.
+on, and cost nothing here. tests/cost/test_price.py compares the model with the wall times in the paper's own logs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +26,7 @@ MACHINE_GPUS = 8  # in a usual cloud machine
 LOADER_LIMITS = "* GPUs wait for the loader. Give it more cores, or convert to a smaller max resolution"
 
 
-# one recipe on one kind of GPU -------------------------------------------------------------------------------------------
+# one recipe on one GPU kind ----------------------------------------------------------------------------------------------
 
 
 class Seconds(Document):
@@ -40,7 +39,7 @@ class Seconds(Document):
 
 
 class EstimateRow(Document):
-    """An `Estimate` in JSON. value, basis, source: the MFU's. money: None without a price."""
+    """An `Estimate` in JSON. value, basis and source describe the MFU. money: None without a price."""
 
     value: float
     basis: str
@@ -59,9 +58,9 @@ class Estimate:
 
     mfu: Mfu
     gpus: int
-    images_per_second: float  # per GPU, with data stalls: while training, or else while fitting the head
+    images_per_second: float  # per GPU, with data stalls, while training (if there is none, while fitting the head)
     train: float  # steps at this MFU
-    stall: float  # waiting for a loader slower than the GPUs: in steps, or else while fitting the head
+    stall: float  # waiting for a loader slower than the GPUs, in steps (if there are none, while fitting the head)
     evaluate: float
     start: float
 
@@ -90,7 +89,7 @@ class Estimate:
 def estimate(
     recipe: Recipe, gpu: Gpu, gpus: int, mfu: Mfu, over: Overheads = FASTFT, val_images: int | None = None
 ) -> Estimate:
-    """Estimate a recipe's wall time. Evaluation runs at the MFU of training, or at its loader's speed.
+    """Estimate a recipe's wall time. Evaluation runs at the training's MFU, or at its loader's speed.
 
     Args:
         val_images: number of validation images (default: `assumed_val_images`).
@@ -106,7 +105,7 @@ def estimate(
     probed = probed_images(recipe, val_images)
     evaluated = recipe.evaluations * val_images + probed  # raw and EMA model share a pass
     evaluate = max(work.evaluate / sustained, evaluated / (gpus * over.eval_loader_rate))
-    if not images and evaluate > work.evaluate / sustained:  # evaluation is all that such a run waits for
+    if not images and evaluate > work.evaluate / sustained:  # such a run waits for nothing but evaluation
         stall, evaluate = evaluate - work.evaluate / sustained, work.evaluate / sustained
     evaluate += recipe.evaluations * over.pass_start_seconds
     rate = images / (train + stall) / gpus if images else probed / (stall + evaluate) / gpus
@@ -124,7 +123,7 @@ def _on_gpu(
 ) -> tuple[list[Estimate], MemoryNeed | None]:
     """Return the estimates at `own` and the known MFUs, and the memory needed. None if the recipe cannot be traced.
 
-    is_measured: a measurement in `own` replaces the MFUs to plan with; the roofline stays beside it.
+    is_measured: a measurement in `own` replaces the MFUs to plan with. The roofline stays beside it.
     """
     known = known_mfus(recipe, gpu, gpus)
     mfus = [*own, *(known[-1:] if is_measured else known)]
@@ -142,12 +141,12 @@ class FamilyHours(Document):
 
 
 class Predicted(Document):
-    """The cost on one kind of GPU.
+    """The cost on one GPU kind.
 
     Attributes:
-        basis, mfu, hours, limited_by: at the middle of the MFUs to plan with. These and hours_range are None if the
-            recipe's step cannot be counted.
-        hours_range: from the fastest to the slowest of the MFUs to plan with.
+        basis, mfu, hours, limited_by: at the middle MFU to plan with. These and hours_range are None if the recipe's
+            step cannot be counted.
+        hours_range: from the fastest to the slowest MFU to plan with.
         estimates: at each of `known_mfus`.
         memory: None if the recipe cannot be traced.
     """
@@ -164,7 +163,7 @@ class Predicted(Document):
 def predict(
     recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS, val_images: int | None = None
 ) -> dict[str, Predicted]:
-    """Predict the cost by GPU name, on `gpus` GPUs of that kind.
+    """Predict the cost by GPU name, on `gpus` such GPUs.
 
     Args:
         val_images: number of validation images (default: `assumed_val_images`).
@@ -236,7 +235,7 @@ class PricedRecipe(Document):
 
 
 class Sum(Document):
-    """The sum over all recipes at one kind of MFU."""
+    """The sum over all recipes at one MFU kind."""
 
     basis: str
     wall_hours: float
@@ -245,7 +244,7 @@ class Sum(Document):
 
 
 class Total(Document):
-    """The cost of `rows` rows in sweeps, which train `trainings` recipes."""
+    """The cost for `rows` rows in sweeps, which train `trainings` recipes."""
 
     rows: int
     trainings: int
@@ -270,7 +269,7 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
     """Return every recipe's hours and money at each known MFU.
 
     Args:
-        rows: number of sweep rows that the recipes train. If given, the result has a total.
+        rows: how many sweep rows the recipes train. If given, the result has a total.
 
     Raises:
         UserError: a GPU is unknown, or a recipe cannot be built.
@@ -320,7 +319,7 @@ def _priced(recipe: Recipe, estimates: Sequence[Estimate], price: float | None) 
 
 
 def _total(priced: Sequence[PricedRecipe], rows: int) -> Total:
-    """Sum over all recipes, for each kind of MFU that every recipe has."""
+    """Sum over all recipes, for each MFU kind that every recipe has."""
     by_basis = [{e.basis: e for e in recipe.estimates} for recipe in priced]
     estimates = []
     for basis in [b for b in by_basis[0] if all(b in of_recipe for of_recipe in by_basis)]:

@@ -1,7 +1,7 @@
 """MFU (model FLOP/s over the GPU's dense peak) when training a recipe: a roofline from FLOPs and traced memory traffic.
 
-The roofline is a yardstick, not a limit: steps alone have been faster (docs/measurements/published.md). Trainings
-that resemble fastft's show which share k of the roofline a run reaches. fastft's own k has not been measured on a GPU
+The roofline is a yardstick, not a limit: steps alone have been faster (docs/measurements/published.md). Published runs
+that resemble fastft's show which fraction k of the roofline a run reaches. fastft's own k has not been measured on a GPU
 yet.
 """
 
@@ -17,11 +17,11 @@ from fastft.recipe import Recipe
 
 
 class Plan(NamedTuple):
-    """The shares of the roofline to plan with: those of the slowest and the fastest training like fastft's.
+    """The fractions of the roofline to plan with, from the slowest and the fastest published run that resembles fastft's.
 
-    Like fastft's means a transformer of S to L size, trained without hand-written kernels on one GPU or on one machine
-    with eight. A run is divided by the roofline of the precision in which it trained. The rows are in
-    benchmarks/published.yaml, and a slow test computes the shares from them.
+    A run resembles fastft's if it trains a transformer, size S to L, without hand-written kernels, on one GPU or on one
+    machine with eight. Its speed is divided by the roofline for its precision. The rows are in benchmarks/published.yaml,
+    and a slow test computes the fractions from them.
     """
 
     name: str  # the GPU in published.yaml
@@ -29,11 +29,11 @@ class Plan(NamedTuple):
     slowest_run: str
     fastest: float
     fastest_run: str
-    gpus: tuple[str, ...]  # names of the GPUs that are planned with these shares
+    gpus: tuple[str, ...]  # GPUs that are planned with these fractions
 
     @property
     def middle(self) -> float:
-        """The geometric mean of both ends."""
+        """The geometric mean of the slowest and the fastest."""
         return math.sqrt(self.slowest * self.fastest)
 
 
@@ -41,20 +41,20 @@ PAPER_B16 = "this paper's own B/16"
 PLANS = (
     Plan("V100", 0.37, f"{PAPER_B16} on 8 V100", 0.55, "Hugging Face's BERT-large in PyTorch on a V100",
          ("V100", "V100-PCIe", "V100S", "T4", "P100")),
-    # no training with a compiled step has been published for A100
+    # for A100, no run with a compiled step has been published
     Plan("A100", 0.28, f"{PAPER_B16} on 8 A100", 0.45, "DeiT-B on 8 V100, the fastest ViT without a compiled step",
          ("A100", "A100-40", "A10", "RTX3090")),
     Plan("H100", 0.43, "ViT-5-Small on 8 H100, compiled", 0.67, "ViT-5-Base on 8 H100, compiled",
          ("H100", "H100-PCIe", "H100-NVL", "H200-NVL", "H200", "B200", "L4", "L40S", "RTX4090", "RTX5090")),
 )  # fmt: skip
-FASTEST, MIDDLE, SLOWEST = "fastest", "middle", "slowest"  # the ends of every range of hours, and their geometric mean
+FASTEST, MIDDLE, SLOWEST = "fastest", "middle", "slowest"  # both ends of a range in hours, and their geometric mean
 
-# share of data-sheet bandwidth that streaming kernels sustain: 0.79 TB/s on V100, 1.75 on A100, 2.9 on H100
-# (estimates)
+# Streaming kernels sustain this fraction of data-sheet bandwidth: 0.79 TB/s on V100, 1.75 on A100, 2.9 on H100
+# (estimates).
 MEMORY_SHARE = 0.87
-# Share of the peak that attention's products reach in fused kernels: an estimate. CUTLASS's products were measured on
+# Attention's products reach this fraction of the peak in fused kernels (an estimate). CUTLASS's products were measured on
 # an A100 with 20 TFLOP/s backward at 197 tokens (NVIDIA/cutlass#992) and 41 forward at 128
-# (facebookresearch/xformers#387). On a V100, a share of 0.2 is 25 TFLOP/s.
+# (facebookresearch/xformers#387). On a V100, 0.2 is 25 TFLOP/s.
 ATTENTION_SHARE = 0.2
 # fp32 reads and writes per trained parameter: AdamW (gradient, weight, two moments), the inf check and the EMA
 UPDATE_BYTES = 48
@@ -80,12 +80,12 @@ def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
 
 
 def plan_of(gpu: Gpu) -> Plan:
-    """Return the shares of the roofline to plan with on this GPU."""
+    """Return the fractions of the roofline to plan with on this GPU."""
     return next(plan for plan in PLANS if gpu.name in plan.gpus)
 
 
 def plan_mfus(roofline: Mfu, gpu: Gpu) -> tuple[Mfu, Mfu, Mfu]:
-    """Return the MFUs to plan with: FASTEST, MIDDLE and SLOWEST. Ranges of hours go from the first to the last.
+    """Return the MFUs to plan with: FASTEST, MIDDLE and SLOWEST. Ranges in hours go from the first to the last.
 
     Args:
         roofline: the result of `roofline_mfu` for the recipe and the GPU.
@@ -103,13 +103,13 @@ def plan_mfus(roofline: Mfu, gpu: Gpu) -> tuple[Mfu, Mfu, Mfu]:
 
 
 def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int, path: str | None = None) -> Mfu | None:
-    """Return the MFU if all parts of a step run one after another, at the rates that they sustain.
+    """Return the MFU if all parts of a step run one after another, each at the rate that it sustains.
 
     Matrix products and attention run at their sustained rates and all other traffic at the memory's rate, without
     overlap. Returns None if a step's traffic cannot be counted.
 
     Args:
-        path: a key of PATHS; None uses the one that the trainer chooses.
+        path: a key in PATHS. None uses the path that the trainer chooses.
     """
     path = path or chosen_path(gpu)
     flops, traffic = recipe_flops(recipe, recipe_arch(recipe)), image_bytes(recipe, path, gpus)

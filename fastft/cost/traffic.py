@@ -3,8 +3,8 @@
 Traffic is counted by operation. One forward and backward pass runs on fake tensors, which have shapes and dtypes but
 no data, so you need neither a GPU nor weights. Every PyTorch operation counts its inputs and outputs once. Views,
 matrix products, convolutions, fused attention (whose rate, `ATTENTION_SHARE`, applies to whole kernels), the
-optimiser and the EMA are left out. What happens inside an operation is not seen: a kernel that passes over its input
-twice, as LayerNorm's backward does, counts once.
+optimiser and the EMA are left out. An operation's inner passes are not seen: a kernel that reads its input twice, as
+LayerNorm's backward does, counts once.
 """
 
 import copy
@@ -43,9 +43,9 @@ HALF = torch.float16  # bf16 has the same width
 KERNELS = {"autocast": "sdpa", "half": "efficient"}
 COMPUTE = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "convolution")
 ATTENTION = "attention"  # part of every fused kernel's name
-# beginnings of names; these operations read or write no bytes
+# operations whose names begin so read or write no bytes
 FREE = ("detach", "_unsafe_view", "empty", "new_empty", "device")
-WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; these operations do not read what they overwrite
+WRITES_ONLY = ("copy_", "fill_", "zero_")  # operations whose names end so do not read what they overwrite
 
 
 _DEFAULTS = recipe_from_dict("", {"model": {"weights": "random", "head_init": "small"}})
@@ -53,7 +53,7 @@ _DEFAULTS = recipe_from_dict("", {"model": {"weights": "random", "head_init": "s
 
 @dataclass(frozen=True)
 class Traced:
-    """Traffic per image in a step, the numbers of parameters and of trained parameters, and memory.
+    """A step's traffic per image, how many parameters there are and how many are trained, and memory.
 
     kept_bytes_per_image: what the forward and backward pass hold at their peak, in addition to weights.
     """
@@ -240,5 +240,5 @@ def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | Non
 
 
 def _bytes(t: Tensor) -> int:
-    """Return the bytes in the tensor's distinct elements: an expanded tensor is as large as the one that it expands."""
+    """Return the bytes in the tensor's distinct elements: an expanded tensor is as large as the tensor that it expands."""
     return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())

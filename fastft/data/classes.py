@@ -1,4 +1,4 @@
-"""Class names: do the labels in a file match the outputs of a model? Also the sampling factors for unequal classes."""
+"""Class names: do a file's labels match a model's outputs? Also the sampling factors for unequal classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODEL = "the model"  # in messages
 
 
 def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
-    """Return a name for every head output: the classes of the training file, then "class k" for outputs beyond them."""
+    """Return a name for every output: the training file's classes, then "class k" for outputs beyond them."""
     return [*classes, *(f"class {k}" for k in range(len(classes), outputs))]
 
 
@@ -34,12 +34,12 @@ def refuse_other_classes(
     by_position: bool = False,
     outputs: int | None = None,
 ) -> str:
-    """Compare the classes of the file `path` with the model's classes by the rule in `compare_classes`.
+    """Compare the classes in the file `path` with the model's classes, by the rule in `compare_classes`.
 
     Args:
         other: what has the expected classes, for messages.
         by_position: `data.classes_by_position`.
-        outputs: the number of the model's outputs, if it may have more than classes.
+        outputs: how many outputs the model has, if it may have more outputs than classes.
 
     Returns:
         A sentence to show if labels were taken by position, otherwise "".
@@ -58,12 +58,12 @@ def refuse_other_classes(
 
 
 def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) -> np.ndarray:
-    """Return the factor of `data.sampling` for an image of each class, float64 (K,).
+    """Return how often `data.sampling` draws an image, by its class and relative to other images, float64 (K,).
 
     It is 0 for classes without images.
 
     Args:
-        class_counts: number of training images per label.
+        class_counts: training images per label.
     """
     counts_K = np.asarray(class_counts, np.float64)
     sizes_K = np.maximum(counts_K, 1.0)
@@ -72,7 +72,7 @@ def class_factors(class_counts: Sequence[int] | np.ndarray, rebalancing: str) ->
 
 
 def training_shares(class_counts: Sequence[int], sampling: str = NONE) -> np.ndarray:
-    """Return each class's share in the training loss, with sampling, float64 (K,)."""
+    """Return each class's fraction of the drawn images, and so of the training loss, float64 (K,)."""
     shares_K = np.asarray(class_counts) * class_factors(class_counts, sampling)
     return shares_K / shares_K.sum()
 

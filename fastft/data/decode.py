@@ -1,8 +1,8 @@
 """Read, decode and augment a batch in compiled code, touching only the pixels that its plans need.
 
-Each row of `Workers` belongs to one thread. Images differ in cost, so each thread takes the next image when it has
-finished one, instead of a fixed share. The functions are long on purpose: Numba optimises everything that a function
-calls again together with it, so each level of functions adds seconds to the compilation.
+Each row in `Workers` belongs to one thread. Images differ in cost, so threads have no fixed share: each takes the next
+image when it has finished one. The functions are long on purpose. Numba optimises a function's callees again together
+with it, so each level of calls adds seconds to the compilation.
 """
 
 import time
@@ -22,7 +22,7 @@ from beton_tools.read.format import RAW_MODE
 from fastft.augment.cpu import Finish, augment_image
 from fastft.augment.threads import run_in_threads
 
-# in addition to the codes of `beton_tools.jpeg.markers` and those in `REASONS`, which are negative here
+# in addition to the codes in `beton_tools.jpeg.markers`, and to `REASONS`, whose codes are negative here
 READ_FAILED = 1000
 
 # clock and pread -----------------------------------------------------------------------------------------------------
@@ -38,13 +38,13 @@ _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32
 
 @njit(nogil=True)
 def now(clock: int, timespec: np.ndarray) -> int:
-    """Return the time of a POSIX clock in nanoseconds. `timespec` (int64, (2,)) is overwritten."""
+    """Read a POSIX clock, in nanoseconds. `timespec` (int64, (2,)) is overwritten."""
     _clock_gettime(clock, timespec.ctypes.data)
     return timespec[0] * 1_000_000_000 + timespec[1]
 
 
 class WorkClock:
-    """Nanoseconds that each thread spent on each part.
+    """Nanoseconds that each thread spent reading, decoding and augmenting.
 
     Compiled loops add to `spent`, and any thread may call `pop`.
     """
@@ -54,16 +54,16 @@ class WorkClock:
         self._popped = np.zeros(len(PARTS), np.int64)
 
     def pop(self) -> dict[str, float]:
-        """Return the seconds that all threads spent on each part since the last call."""
+        """Return the seconds that all threads spent reading, decoding and augmenting since the last call."""
         total = self.spent.sum(axis=0)
         seconds = (total - self._popped) / 1e9
         self._popped = total
         return dict(zip(PARTS, seconds.tolist(), strict=True))
 
 
-# A memory map would save 10 microseconds per image (1 % of decoding it). But reading the map of a truncated file, or
-# of a file on a failing disk, ends the process with SIGBUS, where `pread` returns an error. A map's pages also count
-# as memory of the process.
+# A memory map would save 10 microseconds per image (1 % of decoding it). But if a file is truncated or its disk fails,
+# reading its map ends the process with SIGBUS, where `pread` returns an error. A map's pages also count as the process's
+# memory.
 # arguments: file descriptor, address to write to, number of bytes, offset in the file
 _pread = types.ExternalFunction("pread", types.intp(types.int32, types.intp, types.uintp, types.int64))
 _ATTEMPTS = 100  # a signal can interrupt reading from some network file systems
@@ -71,7 +71,7 @@ _ATTEMPTS = 100  # a signal can interrupt reading from some network file systems
 
 @njit(nogil=True)
 def read_at(descriptor: int, offset: int, num_bytes: int, target: np.ndarray) -> bool:
-    """Read bytes [offset, offset + num_bytes) into the start of `target` (uint8).
+    """Read bytes [offset, offset + num_bytes) into `target` (uint8), from its first byte on.
 
     Returns False at the file's end or on an error.
     """
@@ -91,19 +91,19 @@ def read_at(descriptor: int, offset: int, num_bytes: int, target: np.ndarray) ->
 
 
 class Job(NamedTuple):
-    """The images of a batch that threads share: where they are, how they are stored, and what became of them.
+    """A batch that threads share: where its images are, how they are stored, and whether they could be read.
 
     Arrays are (B,).
     """
 
-    descriptor: np.ndarray  # int32, descriptor of the open file
+    descriptor: np.ndarray  # int32, the open file's descriptor
     start: np.ndarray  # int64, byte offset in the file
     num_bytes: np.ndarray  # int64
     height: np.ndarray  # int64
     width: np.ndarray  # int64
     mode: np.ndarray  # uint8, JPEG_MODE or RAW_MODE
     codes: np.ndarray  # int64, set to 0, an error code, or minus the status of `augment_image`
-    ticket: np.ndarray  # int64 (1,), the number of images that have been started
+    ticket: np.ndarray  # int64 (1,), how many images have been started
 
 
 def new_job(betons: BetonSet, ids: np.ndarray) -> Job:
@@ -121,7 +121,7 @@ class Workers(NamedTuple):
     `memory`, uint8 (threads, bytes), is overwritten for every image.
     """
 
-    stored: np.ndarray  # bytes of the image as read from the file
+    stored: np.ndarray  # the image's bytes, as read from the file
     decode: np.ndarray  # the JPEG that is decoded, and its pixels
     augment: np.ndarray
     decoders: np.ndarray
@@ -159,7 +159,7 @@ def _take_ticket(typing_context: Any, counter: Any) -> Any:
 
 @njit(nogil=True)
 def read_stored(job: Job, b: int, region: np.ndarray, buffer: np.ndarray) -> int:
-    """Read image b into `buffer`: a whole JPEG, or the rows of a raw image that `region` (y, x, h, w) covers.
+    """Read image b into `buffer`: a whole JPEG, or a raw image's rows that `region` (y, x, h, w) covers.
 
     Returns 0 or an error code.
     """
@@ -175,10 +175,10 @@ def read_stored(job: Job, b: int, region: np.ndarray, buffer: np.ndarray) -> int
 
 @njit(nogil=True)
 def decode_stored(job: Job, b: int, region: np.ndarray, worker: Worker) -> tuple[int, np.ndarray, int]:
-    """Decode `region` (y, x, h, w) of image b, of which `read_stored` wrote the same region to `worker.stored`.
+    """Decode `region` (y, x, h, w) from image b's bytes in `worker.stored`, where `read_stored` wrote the same region.
 
-    Returns (code, pixels, stride): 0 or an error code, and that row r of the region begins at `pixels[r * stride]`.
-    The pixels stay in the worker's memory.
+    Returns (code, pixels, stride). code: 0 or an error code. The region's row r begins at `pixels[r * stride]`. The
+    pixels stay in the worker's memory.
     """
     # int64, as the writer uses: Numba would compile the decoder again for int32
     y, x, h, w = np.int64(region[0]), np.int64(region[1]), np.int64(region[2]), np.int64(region[3])
@@ -233,7 +233,7 @@ def _decode_images(thread, job, workers, regions, offsets, packed):
 def decode_and_augment(
     job: Job, workers: Workers, regions: np.ndarray, plan: np.ndarray, finish: Finish, out: np.ndarray
 ) -> None:
-    """Carry out `plan` (B,) into `out`, a uint8 view of (B, S, S, 3).
+    """Decode the images and carry out `plan` (B,). out: (B, S, S, 3), viewed as uint8.
 
     Each image is processed while its pixels are in cache.
     """

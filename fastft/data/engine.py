@@ -20,7 +20,7 @@ from fastft.data.stage import DrawPlan, Stage
 
 
 class Pass(Thread):
-    """The thread that turns `batches` of sample ids into images and labels. The consumer iterates over it.
+    """The thread that turns `batches`, which are sample ids, into images and labels. The consumer iterates over it.
 
     An error in the thread is raised in the consumer.
     """
@@ -28,7 +28,7 @@ class Pass(Thread):
     def __init__(self, engine: "Engine", batches: Iterable[np.ndarray], draw: DrawPlan) -> None:
         super().__init__(daemon=True)
         self.engine, self.batches, self.draw, self.closed = engine, batches, draw, False
-        # a signal handler may raise while the consumer waits for one of these; `queue.Queue` would stay locked
+        # A signal handler may raise while the consumer waits for one of these. `queue.Queue` would stay locked.
         self.free: SimpleQueue[Any] = SimpleQueue()  # (slot, CUDA event after its last use)
         self.ready: SimpleQueue[Any] = SimpleQueue()  # (slot, batch) or (None, error)
         self._taken: int | None = None  # slot that holds the consumer's batch
@@ -79,7 +79,7 @@ class Pass(Thread):
                 del batch
         if stream is not None:
             stream.wait_stream(self.engine.streams[self._taken])
-            for tensor in batch:  # one that is kept until later is not overwritten while the GPU still reads it
+            for tensor in batch:  # a tensor that you keep is not overwritten while the GPU still reads it
                 tensor.record_stream(stream)
         return batch
 
@@ -95,7 +95,7 @@ class Engine:
     """Runs passes over samples through a stage, one at a time.
 
     Args:
-        batches_ahead: batches to prepare in advance, including the one in progress; at least 2.
+        batches_ahead: batches to prepare in advance, including the one in progress. At least 2.
     """
 
     def __init__(self, stage: Stage, *, batches_ahead: int) -> None:
@@ -106,9 +106,9 @@ class Engine:
         self.thread: Pass | None = None
 
     def start(self, batches: Iterable[np.ndarray], draw: DrawPlan) -> Pass:
-        """Begin a pass over batches of sample ids, int64 (b,), with plans from `draw`. This ends the previous pass."""
+        """Begin a pass over `batches`, sample ids int64 (b,), with plans from `draw`. This ends the previous pass."""
         self.close()
-        for stream in self.streams:  # the last batches of the previous pass may still be in use
+        for stream in self.streams:  # the previous pass's last batches may still be in use
             stream.wait_stream(torch.cuda.current_stream(self.stage.device))
         self.thread = Pass(self, batches, draw)  # stored before it starts: Ctrl-C in between would leave it running
         self.thread.start()

@@ -34,10 +34,10 @@ from fastft.data.slots import count_slots
 from fastft.data.stage import DrawPlan, Output, check_shrink, new_stage
 from fastft.recipe.constants import BLOCK_MIB, NONE, RANDOM
 
-# silent unless the program configures logging; `fastft train` prints the notes itself
+# silent unless the program configures logging. `fastft train` prints the notes itself
 _log = logging.getLogger("fastft.data")
 _log.addHandler(logging.NullHandler())
-Locate = Callable[[int], tuple[int, int]]  # maps a micro-batch index to (step, position of its first image)
+Locate = Callable[[int], tuple[int, int]]  # maps a micro-batch index to (step, its first image's position)
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Batch:
     """
 
     images: torch.Tensor  # (b, 3, S, S), with the device and dtype of `Output`
-    labels: torch.Tensor  # (b,) int64 on the same device; (b, K) float32 for multi-label files
+    labels: torch.Tensor  # (b,) int64 on the same device, or (b, K) float32 for multi-label files
     ids: np.ndarray  # (b,) int64, sample indices: in the file, or numbered through all files
     step: int  # optimiser step within the epoch (evaluation: batch index)
     first_position: int  # position of images[0] in the step's global batch (evaluation: in the whole set)
 
 
 class _BetonLoader:
-    """Holds the files and the stage that turns samples into batches. Runs one pass over given samples at a time."""
+    """Holds the files, and the stage that turns samples into batches. Runs one pass over given samples at a time."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class _BetonLoader:
         self.num_classes = len(self.class_names)
         self.class_counts = self.betons.class_counts
         self.closed = False
-        self.wait_seconds = 0.0  # time for which the consumer waited for batches; you may reset it to 0
+        self.wait_seconds = 0.0  # how long the consumer has waited for batches. You may reset it to 0
         self.batches_ahead = batches_ahead
 
     def _allocate(self) -> None:
@@ -101,7 +101,7 @@ class _BetonLoader:
         self.betons.check_unchanged()
 
     def _batches(self, batches: Iterable[np.ndarray], draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
-        """Yield `batches` of sample ids, int64 (b,), as images. Repeated ids are numbered as in `SampleOrder.of_epoch`."""
+        """Load `batches`, which are sample ids, int64 (b,). Repeated ids are numbered as in `SampleOrder.of_epoch`."""
         self._check_open()
         begun: deque[np.ndarray] = deque()  # ids of the batches that the thread has begun
 
@@ -153,29 +153,29 @@ class _BetonLoader:
 
 
 class TrainLoader(_BetonLoader):
-    """Load micro-batches of augmented images in a seeded order. World size and worker count do not change the images.
+    """Load augmented micro-batches in a seeded order. World size and worker count do not change the images.
 
     Each iteration is one epoch: the first iteration is epoch 0, the next one is epoch 1. `state_dict` holds the
     position, even in the middle of an epoch, and a loader that loads it continues with the next micro-batch. If a
     sample cannot be decoded, the loop that iterates raises `SampleError`.
 
     Args:
-        data: a `.beton` file written by `fastft convert` or by FFCV; a pattern such as "train-*.beton", or several
-            files (see `find_betons`), whose samples are numbered through; or files that are already open.
+        data: a `.beton` file written by `fastft convert` or by FFCV, a pattern such as "train-*.beton", several files
+            (see `find_betons`), or files that are already open. Samples are numbered through all files.
         policy: augmentation policy, or a string such as "rand-m9-mstd0.5-inc1", "3aug" or "none" (see
             `AugmentPolicy`).
         output: image size, device and dtype. A number is the size in pixels and gives float32 images on the CPU.
         batch_size: images per optimiser step, summed over all processes.
-        micro_batch: images per delivered batch (default: this process's share of `batch_size`). `batch_size` must be
+        micro_batch: images per delivered batch (default: this process's part of `batch_size`). `batch_size` must be
             divisible by world_size * micro_batch.
         seed: seed for the order and for all random choices.
-        shard: rank and world size of this process.
-        order: "random", or "blocks" for files that do not fit into memory; see `fastft.data.order`.
+        shard: this process's rank, and the world size.
+        order: "random", or "blocks" for files that do not fit into memory (see `fastft.data.order`).
         block_mib: block size in MiB. Three blocks must fit into memory.
-        sampling: "balanced" or "sqrt" draw rare classes more often; see `data.sampling`.
+        sampling: "balanced" or "sqrt" draw rare classes more often (see `data.sampling`).
         subset: int64 (n,), indices of the samples to train on (default: all).
         workers: number of threads (default: the number of CPUs, divided among the processes on this machine).
-        batches_ahead: batches to prepare in advance, including the one in progress; at least 2. Raise it if the time
+        batches_ahead: batches to prepare in advance, including the one in progress. At least 2. Raise it if the time
             between your requests varies a lot.
 
     Raises:
@@ -222,7 +222,7 @@ class TrainLoader(_BetonLoader):
         )
 
     def resize(self, size: int, micro_batch: int) -> None:
-        """Deliver images of this size, `micro_batch` per batch, from the next pass on.
+        """Deliver images in this size, `micro_batch` per batch, from the next pass on.
 
         A change ends the pass in progress.
 
@@ -239,9 +239,9 @@ class TrainLoader(_BetonLoader):
         self.layout, self.output = layout, replace(self.output, size=size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Iterate over the micro-batches of an epoch in order, from step `start_step` on.
+        """Iterate over an epoch's micro-batches in order, from step `start_step` on.
 
-        Iterating ends an earlier pass of this loader.
+        Iterating ends this loader's earlier pass.
 
         Raises:
             UserError: `start_step` is not in the epoch.
@@ -252,7 +252,7 @@ class TrainLoader(_BetonLoader):
     def _read_epoch(self, epoch: int, start_step: int) -> Iterator[Batch]:
         self._check_open()
         read_ahead, policy = self.order.read_ahead(epoch, self.layout, start_step), self.policy
-        drawn: deque[np.ndarray] = deque()  # sample numbers of the batch that is made now
+        drawn: deque[np.ndarray] = deque()  # sample numbers for the batch that is made now
 
         def batches() -> Iterator[np.ndarray]:
             for numbers in self.order.batches(epoch, self.layout, start_step):
@@ -276,20 +276,20 @@ class TrainLoader(_BetonLoader):
         super().close()
 
     @property
-    def _per_step(self) -> int:  # micro-batches of this process
+    def _per_step(self) -> int:  # this process's micro-batches
         return self.layout.rank_batch // self.batch
 
     def samples_of_step(self, epoch: int, step: int) -> np.ndarray:
-        """Return the sample indices of a step's global batch, int64 (batch_size,)."""
+        """Return the sample indices in a step's global batch, int64 (batch_size,)."""
         batch = self.layout.batch_size
         return self.order.of_epoch(epoch).between(step * batch, (step + 1) * batch) % len(self.betons)
 
     def __len__(self) -> int:
-        """Return the number of micro-batches per epoch for this process."""
+        """Return how many micro-batches this process delivers per epoch."""
         return self.steps_per_epoch * self._per_step
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the micro-batches of the next epoch, or over the rest of an epoch after `load_state_dict`."""
+        """Iterate over the next epoch's micro-batches, or after `load_state_dict` over an epoch's remaining ones."""
         epoch, done = self._next
         self._next, self._position = (epoch + 1, 0), (epoch, done)
         for batch in islice(self.epoch(epoch, done // self._per_step), done % self._per_step, None):
@@ -312,7 +312,7 @@ class TrainLoader(_BetonLoader):
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the loader that returned `state` stopped. It may have had another world size.
+        """Continue where the loader that returned `state` stopped. That loader may have had another world size.
 
         Raises:
             UserError: the state belongs to another file, seed or batch size, or it lies within a step that is divided
@@ -336,9 +336,9 @@ class EvalLoader(_BetonLoader):
 
     Each rank reads a contiguous part of the samples, and no sample is repeated to fill a batch. The short side is
     resized to size / crop_pct (with eval_resize="squash" both sides), then the central size x size is cropped. Only
-    crop_pct, eval_resize, eval_interpolation, mean and std of `policy` are used.
+    crop_pct, eval_resize, eval_interpolation, mean and std in `policy` are used.
 
-    `num_samples` counts the samples of all ranks. `indices` selects the samples to evaluate (default: all). For the
+    `num_samples` counts all ranks' samples. `indices` selects the samples to evaluate (default: all). For the
     other arguments and the errors, see `TrainLoader`.
     """
 
@@ -370,7 +370,7 @@ class EvalLoader(_BetonLoader):
         return self._describe(self.num_samples, len(self))
 
     def __len__(self) -> int:
-        """Return the number of batches for this process."""
+        """Return how many batches this process delivers."""
         return -(-len(self.share) // self.batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -384,10 +384,10 @@ class EvalLoader(_BetonLoader):
 
 
 class AsTuples:
-    """Wrap a loader so that each batch is a tuple of its images and labels, instead of a `Batch`.
+    """Wrap a loader so that each batch is a tuple (images, labels), instead of a `Batch`.
 
     Args:
-        copy: return tensors that stay valid after the next batch is requested. Without it, the images are a view of a
+        copy: return tensors that stay valid after the next batch is requested. Without it, the images are a view into a
             buffer that the loader reuses. This suits a loop that has finished with a batch before it requests the
             next one.
     """
@@ -416,10 +416,10 @@ def _check_device(device: torch.device | str) -> None:
 
 
 def default_workers() -> int:
-    """Return the number of CPUs that this process may use, divided among the processes on this machine.
+    """Return how many CPUs each process on this machine may use.
 
-    The number of processes is torchrun's LOCAL_WORLD_SIZE. The launcher's CPUs are what is divided, because with
-    `torchrun --numa-binding` a process has only the CPUs of its GPU's node.
+    The launcher's CPUs are divided by torchrun's LOCAL_WORLD_SIZE. With `torchrun --numa-binding`, a process itself only
+    has the CPUs on its GPU's node, so dividing these would give too few.
     """
     processes = torchrun.local_world_size()
     return usable_cpus() if processes == 1 else max(1, min(usable_cpus(), usable_cpus(os.getppid()) // processes))

@@ -1,12 +1,12 @@
 """The sample order: one global order per epoch, random or by blocks, divided in the same way at any world size.
 
-With `data.order=blocks`, every page is read from the disk once. Use it for files larger than the memory. The pages of
-all files are shuffled and divided into blocks of a fixed size, and the samples within a block are shuffled together.
-While one block is used, the next one is read, with its pages in file order. In random order, by contrast, if the page
-cache cannot hold the file, almost every image is read when its turn comes, from a random place.
+With `data.order=blocks`, every page is read from the disk once. Use it for files larger than the memory. All files' pages
+are shuffled and divided into blocks with a fixed size, and the samples within a block are shuffled together. While one
+block is used, the next one is read, with its pages in file order. In random order, by contrast, if the page cache cannot
+hold the file, almost every image is read when its turn comes, from a random place.
 
-With `data.sampling`, images of rare classes occur several times in an epoch, each time with another augmentation, and
-some images of frequent classes do not occur in every epoch (`draw_by_class`).
+With `data.sampling`, images in rare classes occur several times in an epoch, each time with another augmentation, and
+some images in frequent classes do not occur in every epoch (`draw_by_class`).
 
 FFCV's QUASI_RANDOM also goes through shuffled pages, but its order depends on the batch size, and it cannot be
 distributed.
@@ -43,13 +43,13 @@ DEFAULT_WINDOW = 128 << 10  # Linux's default read_ahead_kb
 SEGMENT = 1 << 23  # samples that are sorted at once: 28 bytes each while that is done
 BUCKETS_PER_SEGMENT = 64  # in random order, so that a segment can be nearly full
 CHUNK = 1 << 18  # words that are drawn at once: drawing holds Python's lock, for a millisecond
-# random bits that order the samples within a block; the block number is above them
+# random bits that order the samples within a block. The block number is above them
 SAMPLE_BITS = np.uint64(40)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of the data that one process of a distributed run reads.
+    """The part of the data that one process in a distributed run reads.
 
     Raises:
         UserError: the rank is not in 0..world_size-1.
@@ -67,11 +67,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """The layout of an epoch: its division into optimiser steps, ranks and micro-batches.
+    """Divides an epoch into optimiser steps, ranks and micro-batches.
 
-    Step t has the samples `order[t * batch_size : (t + 1) * batch_size]` at any world size. Samples at the end of an
-    epoch that do not fill a batch are dropped, as in the reference. Rank r reads the r-th contiguous part of every
-    step.
+    Step t has the samples `order[t * batch_size : (t + 1) * batch_size]` at any world size. Samples at an epoch's end
+    that do not fill a batch are dropped, as in the reference. In every step, rank r reads the r-th contiguous part.
 
     Raises:
         UserError: the batch size is not divisible by world_size * micro_batch, or there are fewer samples than one
@@ -108,7 +107,7 @@ class BatchLayout:
             raise UserError(f"cannot start at step {start_step}. An epoch has {self.steps} steps")
 
     def rank_order(self, part: np.ndarray, start_step: int = 0, first: int = 0) -> np.ndarray:
-        """Return this rank's samples among `part`, one micro-batch after another. Those before `start_step` are left out.
+        """Return this rank's samples among `part`, one micro-batch after another. Steps before `start_step` are left out.
 
         Args:
             part: the epoch's samples from position `first` on.
@@ -119,7 +118,7 @@ class BatchLayout:
         return np.concatenate([part[:0], *pieces])
 
     def count_before(self, positions: np.ndarray, start_step: int = 0) -> np.ndarray:
-        """Return how many of this rank's samples from `start_step` on lie before each position in the epoch, int64."""
+        """Count this rank's samples from `start_step` on that lie before each position in the epoch, int64."""
         steps, places = np.divmod(np.minimum(positions, self.steps * self.batch_size), self.batch_size)
         in_step = np.clip(places - self.shard.rank * self.rank_batch, 0, self.rank_batch)
         return np.maximum((steps - start_step) * self.rank_batch + in_step, 0)
@@ -131,7 +130,7 @@ class BatchLayout:
 
 
 def eval_share(count: int, shard: Shard) -> tuple[int, int]:
-    """Return (begin, end) of the contiguous part of `count` samples that this rank evaluates. Each is in one part."""
+    """Return (begin, end): the contiguous part that this rank evaluates. Each of the `count` samples is in one part."""
     bounds = np.linspace(0, count, shard.world_size + 1).astype(np.int64)
     return int(bounds[shard.rank]), int(bounds[shard.rank + 1])
 
@@ -155,7 +154,7 @@ def request_window(descriptor: int) -> int:
     """
     device = os.fstat(descriptor).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    # a partition has no window of its own, but its disk has one
+    # a partition has no own window, but its disk has one
     for folder in (f"/sys/class/bdi/{number}", f"/sys/dev/block/{number}/../bdi"):
         with suppress(OSError, ValueError):
             return max(1, int(Path(folder, "read_ahead_kb").read_text(encoding="ascii"))) << 10
@@ -165,7 +164,7 @@ def request_window(descriptor: int) -> int:
 def read_exactly(descriptors: Sequence[int]) -> None:
     """Turn off the kernel's own read-ahead for these files.
 
-    It would read pages of other blocks, which are not needed soon.
+    It would read pages from other blocks, which are not needed soon.
     """
     for descriptor in descriptors:
         with suppress(OSError):
@@ -185,12 +184,12 @@ class ReadAhead:
         """Set up read-ahead for one pass.
 
         Args:
-            begins: (blocks + 1,), ascending: the position in the pass where each block begins, and the end of the last.
-            spans_of: returns the pages of a block.
-            release: give the memory of used blocks back. This is needed because Linux drops read-ahead requests when
-                a control group is full and they would first have to free memory.
+            begins: (blocks + 1,), ascending: the position in the pass where each block begins, then the last block's end.
+            spans_of: returns a block's pages.
+            release: release used blocks' memory. This is needed because Linux drops read-ahead requests when a control
+                group is full and they would first have to free memory.
         """
-        self.blocks = np.flatnonzero(np.diff(begins)).tolist()  # those that the pass reads
+        self.blocks = np.flatnonzero(np.diff(begins)).tolist()  # blocks that the pass reads
         self.begins = begins[self.blocks]
         self.spans_of, self.release = spans_of, release
         self.position = self.requested = 0
@@ -231,15 +230,15 @@ class ReadAhead:
         self._thread.shutdown(cancel_futures=True)
 
 
-# orders of an epoch --------------------------------------------------------------------------------------------------
+# an epoch's orders ---------------------------------------------------------------------------------------------------
 
 
 def draw_by_class(labels_N: np.ndarray, sampling: str, seed: int, epoch: int) -> np.ndarray:
-    """Draw the images of an epoch, int64 (N,). The result is a pure function of the arguments.
+    """Draw an epoch's images, int64 (N,). The result is a pure function of the arguments.
 
-    Image i appears as i the first time, and as i + r * N when it is drawn again. Its number of draws is the factor of
-    its class, rounded up or down at random (systematic sampling in random order), so that each class is drawn within
-    one image of its share.
+    Image i appears as i the first time, and as i + r * N when it is drawn again. An image is drawn in proportion to its
+    class's factor, rounded up or down at random (systematic sampling in random order), so a class's total differs from its
+    exact share by less than one image.
     """
     count = len(labels_N)
     words = epoch_words(seed, epoch, 2 * count + 1)[count:]  # the first words order the epoch
@@ -254,7 +253,7 @@ def draw_by_class(labels_N: np.ndarray, sampling: str, seed: int, epoch: int) ->
 
 @dataclass(frozen=True, eq=False)
 class Pages:
-    """The pages of all files, P in total, numbered through the files.
+    """All files' pages, P in total, numbered through the files.
 
     Attributes:
         starts: int64 (F + 1,): file f has the pages starts[f] to starts[f + 1] - 1.
@@ -268,7 +267,7 @@ class Pages:
         return cls(betons, np.append(0, np.cumsum([beton.num_pages for beton in betons.files])))
 
     def of_samples(self, ids: np.ndarray) -> np.ndarray:
-        """Return the page of each sample, int64 (b,). It is not stored: in hundreds of millions of images it takes gigabytes."""
+        """Return each sample's page, int64 (b,). They are not stored: 300 million images would need gigabytes."""
         files = self.betons.files_of(ids)
         places = self.betons.pointers[ids] - self._data_starts[files]
         pages: np.ndarray = self.starts[files] + places // self._page_sizes[files]
@@ -287,11 +286,11 @@ class Pages:
 
     @cached_property
     def num_bytes(self) -> np.ndarray:
-        """Return the size of each page in bytes, int64 (P,)."""
+        """Return each page's bytes, int64 (P,)."""
         return np.repeat(self._page_sizes, np.diff(self.starts))
 
     def spans(self, pages: np.ndarray) -> Sequence[Span]:
-        """Return the byte range of each page in `pages` (ascending numbers)."""
+        """Return each page's byte range. pages: ascending numbers."""
         files = np.searchsorted(self.starts, pages, side="right") - 1
         spans = []
         for file, page in zip(files.tolist(), pages.tolist(), strict=True):
@@ -317,13 +316,13 @@ def block_of_page(pages: Pages, num_samples: int, seed: int, epoch: int, block_m
 class EpochOrder(ABC):
     """The order of an epoch's n samples, made in segments, so that it never has to be held or sorted as a whole.
 
-    Each sample has a random word, and by its word or its page a bucket. The order has one bucket after another. A segment
-    is a run of buckets. Its samples are found by drawing all words again, which is much faster than sorting them.
-    The order is the one that sorting all samples at once by bucket, then word, then position gives.
+    Each sample has a random word. The word, or the sample's page, determines its bucket. The order has one bucket after
+    another, and a segment consists of consecutive buckets. Its samples are found by drawing all words again, which is much
+    faster than sorting them. Sorting all samples at once by bucket, then word, then position would give the same order.
 
     Attributes:
-        samples: int64 (n,), the ids of the epoch's samples. None: 0 to n - 1.
-        num_buckets: the number of buckets.
+        samples: int64 (n,), the ids of the epoch's samples. None stands for 0 to n - 1.
+        num_buckets: how many buckets there are.
     """
 
     num_buckets: int
@@ -334,11 +333,11 @@ class EpochOrder(ABC):
 
     @abstractmethod
     def bucket_of(self, first: int, words: np.ndarray) -> np.ndarray:
-        """Return the buckets of the samples from position `first` on, which have these words. int64."""
+        """Return each sample's bucket, int64. The samples begin at position `first` and have these words."""
 
     @abstractmethod
     def sort_keys(self, buckets: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """Return what the samples of a segment are sorted by, uint64."""
+        """Return the keys by which a segment's samples are sorted, uint64."""
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         return positions if self.samples is None else self.samples[positions]
@@ -363,7 +362,7 @@ class EpochOrder(ABC):
         return list(pairwise(cuts))
 
     def begin(self, segment: int) -> int:
-        """Return the position in the order where a segment begins. It is n for the number of segments."""
+        """Return the position in the order where a segment begins. After the last segment, it is n."""
         if segment in (0, len(self.segments)):
             return self.num_samples if segment else 0
         return int(self.bucket_begins[self.segments[segment][0]])
@@ -374,7 +373,7 @@ class EpochOrder(ABC):
         return max(0, int(np.searchsorted(begins, position, side="right")) - 1)
 
     def make(self, segment: int) -> np.ndarray:
-        """Return the samples of a segment in their order, int64."""
+        """Return a segment's samples in their order, int64."""
         low, high = self.segments[segment]
         found = []
         for first, words, buckets in self._chunks():
@@ -385,14 +384,14 @@ class EpochOrder(ABC):
         return self.take(positions[np.argsort(keys, kind="stable")])
 
     def between(self, begin: int, end: int) -> np.ndarray:
-        """Return the samples at the positions `begin` to `end` - 1 of the order."""
+        """Return the samples at the order's positions `begin` to `end` - 1."""
         first, last = self.segment_at(begin), self.segment_at(max(begin, end - 1))
         parts = [self.make(segment) for segment in range(first, last + 1)]
         offset = self.begin(first)
         return np.concatenate(parts)[begin - offset : end - offset]
 
     def _chunks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield (position of the first sample, words, buckets) for some samples at a time."""
+        """Yield (first sample's position, words, buckets) for some samples at a time."""
         for first in range(0, self.num_samples, CHUNK):
             if self.stop.is_set():
                 raise OrderStopped
@@ -405,9 +404,9 @@ class OrderStopped(Exception):
 
 
 class RandomOrder(EpochOrder):
-    """Sorts the samples by the raw words of `epoch_words`, because NumPy guarantees that stream but not `permutation`'s.
+    """Sorts the samples by `epoch_words`, because NumPy guarantees its raw words, but not the result of `permutation`.
 
-    A bucket has the words with the same first bits.
+    Words with the same first bits share a bucket.
     """
 
     def __init__(self, seed: int, epoch: int, num_samples: int, samples: np.ndarray | None, stop: Event) -> None:
@@ -454,7 +453,7 @@ class BlockOrder(EpochOrder):
 
 
 class SampleOrder:
-    """The order of given files, samples and settings. It is a pure function of (seed, epoch).
+    """The sample order for given files, samples and settings. It is a pure function of (seed, epoch).
 
     Raises:
         UserError: the order or the sampling is unknown, sampling by class is requested for multi-label images, or
@@ -467,7 +466,7 @@ class SampleOrder:
         """Set up the order.
 
         Args:
-            subset: int64 (n,), ids of the samples to use; None uses all.
+            subset: int64 (n,), ids of the samples to use. None uses all.
         """
         if order not in ORDERS:
             raise UserError(f"order is {order!r}. Give one of {', '.join(ORDERS)}")
@@ -495,10 +494,9 @@ class SampleOrder:
         return self.num_samples
 
     def of_epoch(self, epoch: int) -> EpochOrder:
-        """Return the order of an epoch.
+        """Return an epoch's order.
 
-        When `data.sampling` draws sample i again, it appears as i + r * N, where N is the number of samples in the
-        files.
+        When `data.sampling` draws sample i again, it appears as i + r * N, where the files have N samples.
         """
         if epoch in self._epochs:
             return self._epochs[epoch]
@@ -513,9 +511,9 @@ class SampleOrder:
         return order
 
     def batches(self, epoch: int, layout: BatchLayout, start_step: int = 0) -> Iterator[np.ndarray]:
-        """Yield the samples of this rank's micro-batches, int64 (micro_batch,), from step `start_step` on.
+        """Yield the samples for each of this rank's micro-batches, int64 (micro_batch,), from step `start_step` on.
 
-        While a segment is used, a thread makes the next one: at the end of an epoch, the first one of the next epoch.
+        While a segment is used, a thread makes the next one. At an epoch's end, this is the next epoch's first segment.
         """
         order, rest = self.of_epoch(epoch), np.empty(0, np.int64)
         first = order.segment_at(start_step * layout.batch_size)
@@ -529,7 +527,7 @@ class SampleOrder:
             rest = rest[whole:]
 
     def _request(self, epoch: int, segment: int, layout: BatchLayout, start_step: int) -> "Future[np.ndarray]":
-        """Have this rank's samples in a segment made, unless that was requested last."""
+        """Let the thread make this rank's samples in a segment, unless this was the last request."""
         request = epoch, segment, start_step
         if self._requested is None or self._requested[0] != request:
             if self._requested is not None:
@@ -542,7 +540,7 @@ class SampleOrder:
         return layout.rank_order(order.make(segment), start_step, order.begin(segment))
 
     def read_ahead(self, epoch: int, layout: BatchLayout, start_step: int = 0) -> ReadAhead | None:
-        """Request the pages of this rank's samples while `batches` is used. Returns None in random order."""
+        """Request the pages with this rank's samples while `batches` is used. Returns None in random order."""
         order = self.of_epoch(epoch)
         if not isinstance(order, BlockOrder):
             return None

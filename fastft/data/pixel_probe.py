@@ -4,7 +4,7 @@ The probe converts a few generated photographs in a temporary folder, loads them
 with images that Pillow decodes and resizes. The exit code is 0 if they are equal. `fastft doctor` runs it in a
 separate process.
 
-A batch is also augmented as for training, so that Numba's cache then holds all code of the CPU loader. Set-up runs
+A batch is also augmented as for training, so that Numba's cache then holds the CPU loader's whole code. Set-up runs
 this module to fill the cache.
 
 The probe catches compiled code that runs but gives wrong images. Numba 0.68 on Python 3.12 once lost a value in the
@@ -53,7 +53,7 @@ def probe() -> int:
 
 
 def largest_difference(beton: Path) -> int:
-    """Return the largest difference between the loader's images of a file and Pillow's, in levels out of 255."""
+    """Return the largest difference between the loader's and Pillow's images from a file, in levels out of 255."""
     policy = AugmentPolicy("none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     stored, largest = Beton.open(beton), 0
     with EvalLoader(beton, policy, Output(SIZE), batch_size=IMAGES) as loader:

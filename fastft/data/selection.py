@@ -9,7 +9,7 @@ from fastft.data.units import choose_share, read_units
 
 
 def split_selection(images: BetonSet, share: float) -> tuple[BetonSet, BetonSet | None]:
-    """Return (the images to train on, those left out). The left-out images are the same in every run, stratified by class.
+    """Return (the images to train on, the left-out images). These are the same in every run, stratified by class.
 
     Images with the same content or group stay on one side.
 

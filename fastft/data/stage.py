@@ -182,7 +182,7 @@ class CpuStage(Stage):
 # GPU -----------------------------------------------------------------------------------------------------------------
 
 
-ALIGNMENT = 64  # bytes; the parts of a packed buffer are aligned so that a view of any dtype may begin there
+ALIGNMENT = 64  # bytes. The parts of a packed buffer are aligned so that a view of any dtype may begin there
 TIMED_BATCHES = 1000  # batches whose times are kept if nothing reads them
 HEADROOM = 1.25  # a buffer that must grow takes this much more, so that it soon stops growing
 

@@ -54,7 +54,7 @@ _UNLABELLED = {
     ),
 }
 ANIMATIONS = ("image is an animation, whose first frame is kept", "images are animations, whose first frames are kept")
-# letters of Cyrillic and Greek that look like Latin ones, in small letters (Unicode's confusables.txt)
+# small Cyrillic and Greek letters that look like Latin ones (Unicode's confusables.txt)
 _LOOK_ALIKE = str.maketrans("аеорсухіјѕԁԛԝһкмтвнοανρτυκιχγε", "aeopcyxijsdqwhkmtbhoavptukixye")
 
 
@@ -77,11 +77,11 @@ class Labelled:
         classes: names by label.
         labels: int64 (N,), or uint8 (N, K).
         names: gives the images' names.
-        contents: numbers (N,), equal for the same images, also in the set that this one is compared with. None: unknown.
-        groups: a group per image, "" for none. None: there are none.
+        contents: numbers (N,), equal for the same images, also in the set that this one is compared with. None if unknown.
+        groups: a group per image, "" for none. None if there are no groups.
         is_image: tells whether an image can be read. Equal damaged files are not the same image.
-        animations: how many of the images are first frames of animations.
-        is_part: the images are a part of a conversion, so classes may lack images here.
+        animations: how many images are an animation's first frame.
+        is_part: the images are one part of a divided conversion, so classes may lack images here.
     """
 
     title: str
@@ -151,7 +151,7 @@ def _look_alike(classes: Sequence[str]) -> list[Warned]:
 
 
 def _plain(name: str) -> str:
-    """Return what remains of a class name without case, spaces, width and alphabet. Numbers are compared by value."""
+    """Return a class name without case, spaces, width and alphabet. Numbers are compared by value."""
     text = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
     if NUMBER.fullmatch(text):
         return str(float(text.replace(",", ".")))
@@ -208,12 +208,12 @@ def _names(found: Labelled, images: Sequence[int]) -> list[str]:
 
 
 def warning(text: str, one: str, several: str, names: Sequence[str], about: About = IMAGES) -> list[Warned]:
-    """Return no warning, or one with the number of names and the first of them. text: with a place for the number."""
+    """Return no warning, or one that counts the names and lists the first. text: has a place for the number."""
     counted = f"{len(names):,} {one if len(names) == 1 else several}"
     return [Warned(f"{text.format(counted)}: {listing(names)}", about)] if names else []
 
 
 def listing(names: Sequence[str]) -> str:
-    """List the first LISTED names, and the number of the others."""
+    """List the first LISTED names, and count the others."""
     rest = f", ... {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return ", ".join(map(printable, names[:LISTED])) + rest

@@ -20,7 +20,7 @@ LOG_TEMPERATURE_SPREAD = 0.18  # standard deviation of the prior around 0: docs/
 
 @dataclass(frozen=True)
 class Reliability:
-    """Images by confidence: their number, mean confidence and accuracy in each bin. Fractions of 1, 0 in empty bins."""
+    """Images by confidence: how many each bin has, their mean confidence and accuracy. Fractions, 0 in empty bins."""
 
     images: np.ndarray
     confidence: np.ndarray
@@ -45,8 +45,8 @@ class Reliability:
 class Rejected(NamedTuple):
     """The effect of rejecting images whose confidence, or the logits' log-sum-exp, is below `value`.
 
-    share: rejected images, in percent. kept: number of the others. right: their accuracy in percent, None without any.
-    low, high: its 95 % interval (Wilson), in percent.
+    share: rejected images, in percent. kept: how many images are left. right: their accuracy in percent, None without any.
+    low, high: this accuracy's 95 % interval (Wilson), in percent.
     """
 
     value: float
@@ -59,14 +59,14 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Reliability of the softmax, before and after temperature scaling. The latter is None if the logits were not kept.
+    """How reliable the softmax is, before and after temperature scaling. The latter is None if the logits were not kept.
 
     Attributes:
         temperature: fits all images. Logits are to be divided by it.
         scaled: cross-fitted: each half of the images is scaled by the temperature that fits the other half.
-        rejected: for each REJECTED_BELOW, with `scaled`.
-        foreign: of `foreign_below`, cross-fitted like `scaled`. None if the logits were not kept.
-        foreign_below: the logits' log-sum-exp that KEEPS of all images reach.
+        rejected: the effect of each limit in REJECTED_BELOW, with `scaled`.
+        foreign: the effect of `foreign_below`, cross-fitted like `scaled`. None if the logits were not kept.
+        foreign_below: a fraction KEEPS of all images reaches this log-sum-exp over its logits.
     """
 
     plain: Reliability
@@ -98,7 +98,7 @@ def calibrate(p: Predictions) -> Calibration:
 
 
 def reject(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[Rejected, ...]:
-    """Return the outcome of each REJECTED_BELOW."""
+    """Return the effect of each limit in REJECTED_BELOW."""
     return tuple(_rejected(value, confidence_N >= value, right_N) for value in REJECTED_BELOW)
 
 
@@ -112,7 +112,7 @@ def _rejected(value: float, kept_N: np.ndarray, right_N: np.ndarray) -> Rejected
 
 
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
-    """Sort confidences into bins. Both arrays have the same shape, which may be any."""
+    """Sort confidences into bins. Both arrays have the same shape, with any number of dimensions."""
     confidence_N, right_N = confidence_N.ravel(), right_N.ravel()
     bins = np.clip(np.ceil(confidence_N * BINS).astype(int) - 1, 0, BINS - 1)  # bins are intervals (low, high]
     images = np.bincount(bins, minlength=BINS)
@@ -127,8 +127,8 @@ def fit_temperature(
 
     Args:
         shifted_NK: logits minus each image's largest one. Multi-label: the logits themselves, with labels_N (N, K).
-        logs: smallest and largest logarithm of the temperature.
-        spread: standard deviation of its normal prior around 0.
+        logs: the smallest and largest log temperature.
+        spread: the standard deviation of the log temperature's normal prior around 0.
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 

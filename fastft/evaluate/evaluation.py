@@ -28,7 +28,7 @@ from fastft.machine.precision import inference_precision
 from fastft.recipe.constants import AUTO
 from fastft.run.predictions import Predictions
 
-KEPT_LOGITS = 2**26  # values (256 MiB); ImageNet's validation images have 50 million logits
+KEPT_LOGITS = 2**26  # values (256 MiB). ImageNet's validation images have 50 million logits
 
 
 class PresentClasses(nn.Module):
@@ -51,7 +51,7 @@ class PresentClasses(nn.Module):
 
 
 def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **options: Any) -> FileReport:
-    """Score a checkpoint on one `.beton`, by default its recipe's validation file; otherwise as `evaluate_files`."""
+    """Score a checkpoint on one `.beton`, by default its recipe's validation file. options: see `evaluate_files`."""
     (scores,) = evaluate_files(checkpoint, [] if data is None else [data], device, **options)
     return scores
 
@@ -82,7 +82,7 @@ def evaluate_files(
 
     Args:
         weights: as in `load_trained`.
-        logit_adjustment: correct the logits for the class sizes of the training file.
+        logit_adjustment: correct the logits for the training file's class sizes.
         only_present_classes: rank only the classes that have images in the file.
         csv: write the prediction for each image to this file. `files` must then be a single file.
         overwrite: replace an existing `csv`.
@@ -115,7 +115,7 @@ def evaluate_files(
 def eval_loader(
     trained: Trained, data: BetonPaths | BetonSet, world: World, classes_by_position: bool = False
 ) -> EvalLoader:
-    """Load this process's share of a file, transformed as the model is evaluated on it.
+    """Load this process's part of a file, transformed as in the model's evaluation.
 
     Raises UserError if the file is missing or damaged.
     """

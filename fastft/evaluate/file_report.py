@@ -12,7 +12,7 @@ from fastft.evaluate.trained import Trained
 from fastft.run.evaluations import TOP1, BestBy, Scores
 from fastft.run.predictions import Predictions
 
-CONFUSIONS = 100  # number of class pairs that are listed
+CONFUSIONS = 100  # class pairs that are listed
 MATRIX_CLASSES = 100  # with more classes the confusion matrix is left out
 
 
@@ -20,8 +20,8 @@ MATRIX_CLASSES = 100  # with more classes the confusion matrix is left out
 class EvaluatedFile:
     """Scores and predictions on one file.
 
-    ranked_classes: the number of classes among which the predictions are ranked. note: a sentence if the file's labels
-    were taken by position.
+    ranked_classes: among how many classes the predictions are ranked. note: a sentence if the file's labels were taken by
+    position.
     """
 
     path: Path
@@ -60,13 +60,13 @@ class FileReport(Scores, kw_only=True, omit_defaults=True):
 
     Attributes:
         weights: describes in words which weights were used.
-        ranked_classes: number of classes among which the predictions are ranked.
-        ece_by_chance: calibration error that a perfectly calibrated model would show with the same number of images.
-        confusions, confusion_matrix: the most frequent confusions, and the matrix if there are few classes; None if
-            multi-label.
+        ranked_classes: among how many classes the predictions are ranked.
+        ece_by_chance: calibration error that a perfectly calibrated model would show with equally many images.
+        confusions, confusion_matrix: the most frequent confusions, and the matrix if there are few classes. None for
+            multi-label files.
         best_by: the score that the run used to compare epochs and weights.
         standard_error: binomial standard error for top-1, in percentage points.
-        logit_adjustment: whether the logits were corrected for the class sizes; None where this was not an option.
+        logit_adjustment: whether the logits were corrected for the class sizes. None where this was not an option.
         note: a sentence if the file's labels were taken by position.
     """
 

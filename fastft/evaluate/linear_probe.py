@@ -45,7 +45,7 @@ from fastft.model.weight_files import save_tensors
 from fastft.recipe import Recipe
 
 FEATURES = "features.safetensors"  # in a run directory
-MOST_IMAGES = 100_000  # up to here features are kept; with 1,024 values each they take 400 MB
+MOST_IMAGES = 100_000  # up to here features are kept. With 1,024 values each they take 400 MB
 TIMED_BATCHES = 4
 BATCH = {"cpu": 32, "cuda": 256}  # images per forward pass
 
@@ -110,7 +110,7 @@ class LinearProbe:
 
     Attributes:
         head: the same in all processes.
-        data: in process 0 only; None for more than MOST_IMAGES images.
+        data: only in process 0. None for more than MOST_IMAGES images.
         seconds: time for the forward pass over the images. A probe kept by a run has the time for all the run's probes.
     """
 

@@ -1,4 +1,4 @@
-"""Metrics for predictions, per class and over classes; multi-label thresholds; confusions.
+"""Metrics for predictions (per class and over classes), multi-label thresholds, and confusions.
 
 scikit-learn is imported where it is used: it takes a second, and only label sets need it.
 """
@@ -13,16 +13,16 @@ from beton_tools.base.typed_json import Document
 from fastft.run.predictions import Predictions
 
 EVEN = 0.5  # threshold for a label without images
-HALVES = slice(0, None, 2), slice(1, None, 2)  # cross-fitting: each half is measured with what the other gives
+HALVES = slice(0, None, 2), slice(1, None, 2)  # cross-fitting: each half is scored with the other half's thresholds
 
 
 class ClassMetrics(Document, kw_only=True):
-    """Metrics of one class in percent.
+    """One class's metrics, in percent.
 
     Attributes:
         precision: None if the class is never predicted.
         recall, f1: None without images.
-        average_precision, threshold: multi-label. average_precision is None without images.
+        average_precision, threshold: only for multi-label files. average_precision is None without images.
     """
 
     label: int
@@ -35,7 +35,7 @@ class ClassMetrics(Document, kw_only=True):
 
 
 def _class_counts(p: Predictions) -> list[np.ndarray]:
-    """Return int64 (K,) each: images of a class, predictions of it, and correct predictions."""
+    """Count each class's images, predictions and correct predictions: three int64 arrays (K,)."""
     if p.thresholds_K is not None:
         return [p.labels_N.sum(0), p.predicted_N.sum(0), (p.labels_N & p.predicted_N).sum(0)]
     counted = p.labels_N, p.predicted_N, p.labels_N[p.right_N]
@@ -49,7 +49,7 @@ def balanced_accuracy(p: Predictions) -> float:
 
 
 def macro_f1(p: Predictions) -> float:
-    """Return the mean F1 over the classes that have images or are predicted. For label sets, those that have images.
+    """Return the mean F1 over the classes that have images or are predicted. Label sets: only classes that have images.
 
     scikit-learn calls it average="macro".
     """
@@ -60,7 +60,7 @@ def macro_f1(p: Predictions) -> float:
 
 
 def class_metrics(p: Predictions) -> list[ClassMetrics]:
-    """Return the metrics of every class, by label."""
+    """Return every class's metrics, by label."""
     true_K, predicted_K, right_K = _class_counts(p)
     with np.errstate(invalid="ignore"):
         columns = right_K / predicted_K, right_K / true_K, 2 * right_K / (true_K + predicted_K), true_K
@@ -85,7 +85,7 @@ def _percent(value: float) -> float | None:
 
 
 def confusion_counts(p: Predictions) -> np.ndarray:
-    """Return int64 (K, K): images of class i (row) that are predicted as class j (column)."""
+    """Count images by true class (row) and predicted class (column), int64 (K, K)."""
     cells = np.bincount(p.labels_N * p.num_classes + p.predicted_N, minlength=p.num_classes**2)
     return cells.reshape(p.num_classes, p.num_classes)
 
@@ -128,7 +128,8 @@ def mean_average_precision(p: Predictions) -> float:
 def fit_thresholds(labels_NK: np.ndarray, probabilities_NK: np.ndarray) -> np.ndarray:
     """Fit a threshold per class, float64 (K,).
 
-    It is the one with the largest F1, moved half way to the next lower probability. Classes without images get EVEN.
+    It is the threshold with the largest F1, moved half way to the next lower probability. Classes without images get
+    EVEN.
     """
     from sklearn.metrics import precision_recall_curve
 
@@ -142,7 +143,7 @@ def fit_thresholds(labels_NK: np.ndarray, probabilities_NK: np.ndarray) -> np.nd
 
 
 def cross_fitted_f1(p: Predictions) -> float:
-    """Return multi-label macro F1 if each half of the images uses the thresholds that fit the other half."""
+    """Return multi-label macro F1 when each half of the images uses the thresholds that fit the other half."""
     predicted = p.predicted_N.copy()
     for own, other in (HALVES, HALVES[::-1]):
         predicted[own] = p.confidence_N[own] >= fit_thresholds(p.labels_N[other], p.confidence_N[other])

@@ -1,4 +1,4 @@
-"""A run's predictions on its validation file, for its report: metrics per class, and the mistakes with their images."""
+"""A run's predictions for its validation file, for its report: metrics per class, and the mistakes with their images."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ from fastft.run.run_directory import Run
 
 EVALUATED_ON_CPU = 3000  # a CPU evaluates this many in a minute or two
 LISTED_MISTAKES = 12
-THUMBNAIL = 168  # longer side in pixels; shown at half that size for high-density screens
+THUMBNAIL = 168  # longer side in pixels. Shown at half this size, for high-density screens
 THUMBNAIL_QUALITY = 82
 
 
@@ -64,7 +64,9 @@ class RunPredictions:
     report: FileReport
     mistakes: Mistakes
     calibration: Calibration
-    foreign: list[Mistake] = field(default_factory=list)  # that --reject-foreign rejects, the least similar first
+    foreign: list[Mistake] = field(
+        default_factory=list
+    )  # images that --reject-foreign rejects, the least similar first
 
 
 def predict_validation(run: Run, insist: bool, weights: str = AUTO) -> tuple[RunPredictions | None, str]:
@@ -146,7 +148,7 @@ def _wrong_labels(p: Predictions, names: Sequence[str]) -> Mistakes:
 
 
 def _with_votes(mistakes: list[Mistake], betons: BetonSet, trained: Trained) -> list[Mistake]:
-    """Add maps of the votes for the predicted class against the true one, if a logit is the mean of one number per patch."""
+    """Add maps with the votes for the predicted class against the true one, if the model has votes (`patch_votes`)."""
     if no_votes(trained) or trained.recipe.data.multi_label:
         return mistakes
     images = [Image.fromarray(decode_sample(betons, m.sample)) for m in mistakes]

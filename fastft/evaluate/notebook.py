@@ -25,7 +25,7 @@ def html_table(rows: Iterable[Sequence[object]], header: Sequence[object] = ()) 
 
 
 def html_image(image: Image.Image | Path) -> str:
-    """Return a thumbnail to embed in a page, turned as its Exif data says; empty for an unreadable or deleted file."""
+    """Return a thumbnail to embed in a page, turned as its Exif data says. Empty for an unreadable or deleted file."""
     with suppress(Exception):  # Pillow's plug-ins raise many different exceptions for damaged files
         opened = image if isinstance(image, Image.Image) else open_image(image)
         small, _ = upright_rgb(opened, orientation_of(opened))

@@ -44,7 +44,7 @@ Source = Path | str | Image.Image
 Given = Source | np.ndarray
 TOPK = 5  # classes per image
 BATCHES_AHEAD = 2  # batches being decoded or ready, including the one that is delivered next
-MOST_PIXELS = 1 << 26  # in a resized image; an image with 1 x 65,000 pixels would grow to 3.3 billion
+MOST_PIXELS = 1 << 26  # in a resized image. An image with 1 x 65,000 pixels would grow to 3.3 billion
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ class Prediction:
 
     Attributes:
         path: the file. For an image in memory it is empty, and `image` holds the image.
-        notes: what you should know about the pixels, as the end of "1 image has ...": values above 8 bits were clipped,
-            or transparent pixels were laid on `data.background`.
+        notes: what you should know about the pixels, such as clipped values above 8 bits, or transparent pixels that
+            were laid on `data.background`. Each note completes the sentence "1 image has ...".
         votes: what each patch adds to the logits, if the predictor was asked for it.
-        rejected: the classes that the image would have otherwise, with their probabilities. Empty if
-            it was not rejected.
+        rejected: a rejected image's classes and probabilities, as they would be without the limits. Empty if the image
+            was not rejected.
     """
 
     path: Path
@@ -119,7 +119,7 @@ class Prediction:
 
 
 class Predictor:
-    """Predict classes for images with a trained model.
+    """Predicts classes for images with a trained model.
 
     predictor = Predictor("runs/photos")
     for prediction in predictor.predict(["a.jpg", "b.jpg"], topk=3):
@@ -129,24 +129,25 @@ class Predictor:
         checkpoint: a run directory or a checkpoint in it.
         device: "auto" (the GPU if there is one), "cuda" or "cpu".
         weights: "raw", "ema", "best", "last", "probe", or "auto" for the weights that the run's rule chose.
-        logit_adjustment: correct the logits for the class sizes of the training file, like `fastft eval
+        logit_adjustment: correct the logits for the training file's class sizes, like `fastft eval
             --logit-adjustment`. Probabilities then ignore the temperature, because it was fitted without the
             correction.
         temperature: divide the logits by the temperature fitted on the run's validation images. This changes no
             ranking.
-        min_probability: give no class to an image if its most probable class is below this value.
-        reject_foreign: give no class to an image whose logits' log-sum-exp is lower than that of 95 % of the run's
-            validation images.
+        min_probability: give no class to an image if its highest probability is below this value.
+        reject_foreign: give no class to an image that looks foreign: 95 % of the run's validation images have a higher
+            log-sum-exp over their logits.
         flip_average: average the logits for an image and its mirror image.
         votes: also give what each patch adds to the logits (`fastft.evaluate.votes` draws it). Everything is then computed in
             fp32.
 
     Raises:
-        UserError: there is no such checkpoint or device, or the checkpoint is damaged. Or an option does not fit the
-            model: `min_probability` and `reject_foreign` a multi-label one, `flip_average` one that was trained without
-            horizontal flips, `votes` a head whose logits are not a mean over patches, `reject_foreign` a run that does
-            not have the limit. `votes` does not go with `flip_average`, nor `reject_foreign` with options that change
-            the logits.
+        UserError: there is no such checkpoint or device, the checkpoint is damaged, or an option does not fit the model:
+
+            - `min_probability` and `reject_foreign` need a single-label model.
+            - `flip_average` needs a model that was trained with horizontal flips.
+            - `votes` needs a head whose logits are a mean over patches, and excludes `flip_average`.
+            - `reject_foreign` needs a run that stored the limit, and excludes options that change the logits.
     """
 
     def __init__(
@@ -337,7 +338,7 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write a CSV file with one row per image file and rank; predicted is a class name. Raises UserError as `write_csv`.
+    """Write a CSV file with one row per image file and rank. `predicted` is a class name. Raises UserError as `write_csv`.
 
     A rejected image has one row, with its highest probability and no class.
     """
@@ -438,8 +439,9 @@ def eval_tensor(image: Image.Image, size: int, policy: AugmentPolicy) -> Tensor:
     """Return the evaluation input for an image: (3, size, size), normalised, float32 on the CPU.
 
     The short side is resized to floor(size / crop_pct) with Pillow's filter, and the longer side is truncated, or with
-    eval_resize="squash" both sides are resized to it. The central crop follows. Each operation equals torchvision's
-    Resize, CenterCrop, ToTensor and Normalize, without importing torchvision. Of `policy`, what `EvalLoader` uses is used.
+    eval_resize="squash" both sides are resized to it. The central crop follows. The operations equal torchvision's
+    Resize, CenterCrop, ToTensor and Normalize, without importing torchvision. They use the same fields in `policy` as
+    `EvalLoader`.
     """
     cropped = resize_and_crop(image.convert("RGB"), size, policy)
     scaled_HWC = np.asarray(cropped).astype(np.float32) / np.float32(255)

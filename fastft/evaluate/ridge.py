@@ -17,10 +17,10 @@ from fastft.evaluate.calibration import LOG_TEMPERATURES, fit_temperature
 FOLDS = 5
 # the penalty's weight, relative to the features' mean variance
 PENALTIES = tuple(10.0**exponent for exponent in np.arange(-5, 1.01, 0.5))
-# up to this many classes the scale has the range of temperatures; with more, scores are closer and need a larger scale
+# Up to this many classes, the scale has the same range as temperatures. With more, scores are closer and need a larger scale.
 CLASSES = 10
 SCORED_VALUES = 2**24  # held-out score values kept at a time: 64 MiB
-MOST_KEPT = 2**14  # for more images: features kept to choose penalty and scale, 64 MiB with 1,024 values each
+MOST_KEPT = 2**14  # with more images, the features kept to choose penalty and scale: 64 MiB with 1,024 values each
 CHUNK = 8192  # rows converted to float64 at a time
 
 
@@ -32,8 +32,8 @@ class LabelledFeatures:
         features_ND: float32.
         labels_N: int64 below num_classes, or (N, num_classes) for multi-label data.
         seed: draws the folds.
-        units_N: int64, see `fastft.data.units.units_of`. Images with the same number are never split between folds. None:
-            each image is a unit.
+        units_N: int64, see `fastft.data.units.units_of`. Images with the same number are never split between folds. If
+            None, each image is a unit.
     """
 
     features_ND: np.ndarray
@@ -91,11 +91,11 @@ def _split_units(strata_N: np.ndarray, units_N: np.ndarray, parts: int, seed: in
 
 @dataclass(frozen=True)
 class RidgeHead:
-    """weight_KD, bias_K: float32, giving logits. penalty, scale: what the head was made with; see `fit_ridge_head`.
+    """weight_KD, bias_K: float32, giving logits. penalty, scale: what the head was made with (see `fit_ridge_head`).
 
     losses_N, right_N: cross-entropy, and whether the class is right, for images scored by the regression on the other
-    folds. Their number is the number of images that chose penalty and scale, and only labels and seed determine their
-    order. For multi-label data the losses are means over classes, and right_N is (N, K).
+    folds. These are the images that chose penalty and scale, and only labels and seed determine their order. For
+    multi-label data the losses are means over classes, and right_N is (N, K).
     """
 
     weight_KD: np.ndarray
@@ -159,8 +159,8 @@ def fit_ridge_head(data: LabelledFeatures) -> RidgeHead:
 
     For each class the regression estimates the probability of its label, 0 to 1. Used as logits, such scores would give
     almost equal softmax probabilities, so they are multiplied by a scale. For multi-label data 1/2 is subtracted first.
-    Penalty and scale are those with the smallest cross-entropy on images that the regression has not seen. They are
-    found by cross-validation in FOLDS parts.
+    Penalty and scale give the smallest cross-entropy on images that the regression has not seen. They are found by
+    cross-validation in FOLDS parts.
 
     Memory: num_classes * D values, and D * D for each fold.
     """
@@ -217,11 +217,10 @@ def choose_ridge(moments: Sequence[_Moments], held_out: Sequence[tuple[np.ndarra
 
 @dataclass(frozen=True)
 class Mirrored:
-    """Counts of training images that a head classifies correctly although it was fitted to others.
+    """How many training images a head classifies correctly although it was fitted to others.
 
-    images: number of training images tried, at most TRIED.
-    plain: as they are. mirrored: with left and right exchanged. plain_only, mirrored_only: right in only one of the two
-    ways.
+    images: training images tried, at most TRIED. plain: right as they are. mirrored: right with left and right exchanged.
+    plain_only, mirrored_only: right in only one of the two ways.
     """
 
     images: int
@@ -249,8 +248,8 @@ def score_out_of_fold(
     """Score views of the images `tried_M` by ridge regression on the unchanged images in the other folds.
 
     Args:
-        views: features (M, D) of the same images each, such as unchanged and mirrored.
-        fitted_N: bool, the images that the regression may be fitted to. None: all.
+        views: each is (M, D), the same images' features, such as unchanged and mirrored.
+        fitted_N: bool, the images that the regression may be fitted to. None stands for all.
 
     Returns:
         scores (M, K) for each view, float32.
@@ -266,13 +265,13 @@ def score_out_of_fold(
 
 
 def score_on_halves(data: LabelledFeatures, penalty: float) -> list[np.ndarray]:
-    """Return scores (N, K) of all images, twice: by regressions on each half of the images in the other folds."""
+    """Return scores (N, K) for all images, twice: by regressions on each half of the images in the other folds."""
     every_N, half_N = np.arange(len(data)), data.half_N
     return [score_out_of_fold(data, [data.features_ND], every_N, penalty, half)[0] for half in (half_N, ~half_N)]
 
 
 def smallest_loss(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the cross-entropy, in nats, of a ridge regression's scores at their best scale.
+    """Return a ridge regression's cross-entropy, in nats, with its scores at their best scale.
 
     Args:
         scores: (N, K). labels: int64 (N,), or (N, K) for multi-label data, where the loss is the mean over classes.

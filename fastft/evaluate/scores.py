@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 KEPT_IN_TRAINING = 2**22  # logit values per model that an evaluation within a run keeps: 16 MiB
 TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
-COLUMNS = 6  # label, prediction, their probabilities, top-5 hit, cross-entropy; float32 holds labels to 2^24 exactly
+COLUMNS = 6  # label, prediction, their probabilities, top-5 hit, cross-entropy. float32 holds labels to 2^24 exactly
 
 
 class EvaluationStopped(Exception):

@@ -47,16 +47,16 @@ class Trained:
 
     model: ImageClassifier
     recipe: FinalRecipe
-    classes: list[str]  # classes in the training file; there may be fewer than outputs
+    classes: list[str]  # classes in the training file. There may be fewer than outputs
     path: Path  # the checkpoint's path
     class_counts: list[int]  # training images by label
     weights: str  # describes the weights in words
-    kind: str  # "raw", "ema" or "probe"; for the best epoch, the kind that it was chosen by
-    state: State | None = None  # the checkpoint's state; zero-shot models have none
+    kind: str  # "raw", "ema" or "probe". For the best epoch, the kind that it was chosen by
+    state: State | None = None  # the checkpoint's state. Zero-shot models have none
     scores: Scores | None = None  # on the run's validation images, if there are any
     is_adjusted: bool = False  # corrected for class sizes, so not the model that was evaluated in training
-    temperature: float | None = None  # divides the logits for probabilities; fitted on the images behind `scores`
-    foreign_below: float | None = None  # the logits' log-sum-exp that 95 % of the images behind `scores` reach
+    temperature: float | None = None  # divides the logits for probabilities. Fitted on the images behind `scores`
+    foreign_below: float | None = None  # 95 % of the images behind `scores` reach this log-sum-exp over their logits
     has_scaled_head: bool = False  # the temperature is already part of the head
     thresholds: Sequence[float] = ()  # probability thresholds by class, for a multi-label model
 
@@ -67,7 +67,7 @@ class Trained:
 
     @property
     def outputs(self) -> list[str]:
-        """A name for every output of the head."""
+        """A name for every output."""
         return name_outputs(self.classes, self.recipe.data.num_classes)
 
     def open_validation(self) -> BetonSet:
@@ -82,7 +82,7 @@ class Trained:
 
     @property
     def temperature_record(self) -> Object:
-        """The temperature, or a multi-label model's thresholds, for an export's configuration file; otherwise empty."""
+        """The temperature, or a multi-label model's thresholds, for an export's configuration file. Otherwise empty."""
         if self.thresholds:
             return {"multi_label": True, "thresholds": list(self.thresholds)}
         if self.temperature is None:
@@ -131,16 +131,16 @@ def _find_and_read(path: Path, weights: str) -> tuple[ChosenWeights, tuple[Image
 
 
 def read_probe(path: Path, image_size: int | None = None) -> tuple[ImageClassifier, FinalRecipe, Checkpoint]:
-    """Return the pretrained tower of a run's recipe with the head that the run directory keeps, and its recipe.
+    """Return a run's linear probe: the pretrained tower with the head that the run directory keeps, and the recipe.
 
-    image_size: of the larger linear probe, which the recipe that is returned then has. None: the one that the run
-    starts from.
+    image_size: the larger linear probe's image size, which the returned recipe then has. None stands for the probe that
+    the run starts from.
 
     Use `read_model` for other weights. Raises UserError if the pretrained weights are missing or have changed, or if
     the head cannot be read.
     """
     checkpoint = read_checkpoint(path, ())
-    # it was fitted at the trained size, or at its own
+    # the head was fitted at the trained size, or at its own
     recipe, arch = stored_recipe(checkpoint).with_option(EVAL_IMAGE_SIZE, None), arch_from_dict(checkpoint.state.arch)
     where = path.parents[1] / (PROBE_HEAD if image_size is None else LARGER_HEAD)
     if image_size is not None:
@@ -152,9 +152,9 @@ def read_probe(path: Path, image_size: int | None = None) -> tuple[ImageClassifi
         )
     baseline = read_baseline(where.parent)
     if baseline is not None and head.source.get("request", baseline.request) != baseline.request:
-        raise UserError(f"{where} and {BASELINE} beside it are of different runs. Give other --weights")
+        raise UserError(f"{where} and {BASELINE} beside it are from different runs. Give other --weights")
     set_head(model, head, where)
-    # the state of the model that is returned, for those who compare or write it
+    # the returned model's state, for callers that compare or write it
     state = structs.replace(checkpoint.state, recipe=json_value(recipe.as_dict()), arch=json_value(asdict(arch)))
     return model, recipe, replace(checkpoint, state=state)
 
@@ -177,9 +177,9 @@ def read_model(path: Path, stem: str) -> tuple[ImageClassifier, FinalRecipe, Che
 def _build_without_weights(recipe: FinalRecipe, checkpoint: Checkpoint, tensors: int) -> ImageClassifier:
     """Build the model on the meta device, so that nothing is allocated.
 
-    The architecture comes from the checkpoint. The recipe's may name a file that no longer exists. tensors: their
-    number. Raises Damaged if the state contradicts itself or the tensors, and UserError if the installed timm lacks the
-    model.
+    The architecture comes from the checkpoint, because the recipe may name a file that no longer exists. tensors: how
+    many there are. Raises Damaged if the state contradicts itself or the tensors, and UserError if the installed timm
+    lacks the model.
     """
     path, state = checkpoint.path, checkpoint.state
     try:
@@ -201,9 +201,9 @@ def _build_without_weights(recipe: FinalRecipe, checkpoint: Checkpoint, tensors:
 
 
 def at_evaluated_size(trained: Trained) -> Trained:
-    """Resize the positions to the image size in evaluation, which becomes the recipe's image size.
+    """Resize the position embeddings to the image size in evaluation, which becomes the recipe's image size.
 
-    The model is changed in place. It computes the same as before, and can be exported with positions of a fixed number.
+    The model is changed in place. It computes the same as before, and can be exported with a fixed number of positions.
     """
     recipe, tower = trained.recipe, trained.model.visual
     if recipe.evaluated_size == recipe.model.image_size:
@@ -249,7 +249,7 @@ def scale_head(trained: Trained, images: Tensor) -> Trained:
 
 @torch.no_grad()
 def adjust_logits(trained: Trained) -> Trained:
-    """Subtract the logarithm of each class's share of the training targets from the head's bias.
+    """Subtract each class's log frequency in the training targets from the head's bias.
 
     The largest logit then predicts the class with the smallest balanced error, instead of the most probable class
     (Menon et al. 2021, 2007.07314, with tau = 1). The model is changed in place and returned. Its temperature is
@@ -268,9 +268,9 @@ def adjust_logits(trained: Trained) -> Trained:
 
 
 def log_shares(shares: Sequence[float], smoothing: float = 0.0) -> Tensor:
-    """Return the logarithm of each class's share of the smoothed targets, float64 (K,).
+    """Return each class's log frequency in the smoothed targets, float64 (K,).
 
-    This is what the logits have learnt. Classes without images get no advantage over the largest class.
+    The logits have learnt this frequency. Classes without images get no advantage over the largest class.
     """
     shares_K = torch.tensor(shares, dtype=torch.float64)
     shares_K = torch.where(shares_K > 0, shares_K, shares_K.max())

@@ -1,11 +1,12 @@
 """Where a prediction comes from: what each patch adds to a class's logit.
 
-With the paper's head (LayerNorm on each patch token, mean, linear) a logit is the mean of one number per patch, its votes.
-So a map of votes is not an approximation, as gradients and attention are: its mean is the logit. A patch's token has seen the
-whole image through attention, so its votes say what the model concluded at this place, not only from its pixels.
+With the paper's head (LayerNorm on each patch token, mean, linear), each patch contributes one number to a logit, its vote,
+and the logit is the votes' mean. So a vote map is exact, unlike gradients and attention, which only approximate. A patch's
+token has seen the whole image through attention, so its votes say what the model concluded at this place, not only from its
+pixels.
 
-A picture shows the votes for one class minus those for another, in units of the largest difference: red patches vote for the
-first class, and blue ones for the second.
+A picture shows the votes for one class minus the votes for another, in units of the largest difference: red patches vote for
+the first class, and blue ones for the second.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,13 +23,13 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.evaluate.predictor import Prediction, resize_and_crop
 from fastft.recipe import Recipe
 
-SHOWN = 224  # pixels of a picture's side, at least
+SHOWN = 224  # a picture's side has at least this many pixels
 FOR, AGAINST = (214, 39, 40), (31, 87, 180)  # red and blue
-OPACITY = 0.7  # of the largest difference
+OPACITY = 0.7  # the opacity for the largest difference
 
 
 def draw_votes(image: Image.Image, difference_HW: np.ndarray, recipe: Recipe) -> tuple[Image.Image, Image.Image]:
-    """Return (the part of an RGB image that the model sees; the same with the votes over it).
+    """Return (the part of an RGB image that the model sees, the same part with the votes over it).
 
     Args:
         difference_HW: the votes for one class minus those for another, by patch.
@@ -45,7 +46,7 @@ def draw_votes(image: Image.Image, difference_HW: np.ndarray, recipe: Recipe) ->
 
 
 def check_votes_folder(folder: Path, overwrite: bool) -> None:
-    """Make the folder. Raises UserError: it is no folder, cannot be written, or has files already and `overwrite` is not set."""
+    """Make the folder. Raises UserError if it is no folder, cannot be written, or has files and `overwrite` is not set."""
     with report_disk_errors(folder, "Give another --votes"):
         folder.mkdir(parents=True, exist_ok=True)
     if not overwrite and any(folder.iterdir()):

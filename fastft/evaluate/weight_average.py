@@ -1,12 +1,12 @@
 """WiSE-FT curves and model soups: what is evaluated on which files, which average is kept, and its folder.
 
-WiSE-FT (2109.01903): alpha = 0 is the start of a run, alpha = 1 its end. Soups (2203.05482): uniform is the mean over
-all models. Greedy adds models in the order of their accuracy and keeps each one that does not make the mean worse. The
-accuracy on the first file, the selection set, decides. Its result there is therefore not a result on unseen images.
+WiSE-FT (2109.01903): alpha = 0 is a run's start, alpha = 1 its end. Soups (2203.05482): uniform is the mean over all
+models. Greedy adds models by descending accuracy and keeps each one that does not make the mean worse. The accuracy on the
+first file, the selection set, decides. Accuracy there is therefore not a result on unseen images.
 
-On few images the best of several alphas is mostly the luckiest, and wrong labels add to this luck: with 50 validation images
-and 20 % wrong labels, the best alpha lost 3.3 points on other images. So the largest alpha is kept unless another one is
-right on significantly more of the images.
+On few images the best alpha is mostly the luckiest, and wrong labels add to this luck: with 50 validation images and 20 %
+wrong labels, the best alpha lost 3.3 points on other images. So the largest alpha is kept unless another one is right on
+significantly more images.
 """
 
 import os
@@ -44,7 +44,7 @@ State = dict[str, Tensor]
 WISE = "WiSE-FT"
 ALPHAS = tuple(round(0.1 * k, 1) for k in range(11))
 RESULT = "average.json"
-START = "start"  # given instead of a checkpoint: the initial weights of the next model's run
+START = "start"  # given instead of a checkpoint: the initial weights in the next model's run
 Say = Callable[[str], None]
 
 
@@ -189,7 +189,7 @@ class Average(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """An evaluated average. predictions: those on the selection set, or None if there is no such set."""
+    """An evaluated average. predictions: for the selection set, or None if there is no such set."""
 
     row: AverageRow
     predictions: Predictions | None
@@ -220,9 +220,9 @@ def average(
     """Return the average, and the last model with the averaged weights.
 
     Args:
-        models: run directories or checkpoints, or "start" for the initial weights of the run that follows it.
+        models: run directories or checkpoints, or "start" for the initial weights in the run that follows it.
         data: `.beton` files, with the selection set first. If there are none and there is something to choose, the
-            validation file of the last model's recipe is used.
+            last model's validation file is used.
         alphas: WiSE-FT coefficients between two models. The largest is kept unless another is significantly better.
         soup: "greedy" or "uniform", instead of `alphas`.
         say: called with each row's results.
@@ -275,9 +275,9 @@ def _interpolate(evaluate: Evaluate, ingredients: Sequence[Ingredient], alphas: 
 
 
 def choose_alpha(tried: Sequence[Tried]) -> tuple[AverageRow, str]:
-    """Return (the row to keep, why it is not the one with the best accuracy, or "").
+    """Return (the row to keep, why it is not the most accurate row, or "").
 
-    The last one is kept unless others are right on significantly more images (`SIGNIFICANT`). Then it is the best of them.
+    The last row is kept unless others are right on significantly more images (`SIGNIFICANT`). Then the best of these is kept.
     """
     last = tried[-1]
     if last.predictions is None:

@@ -39,7 +39,7 @@ from fastft.recipe.constants import RAW, TIMM
 from fastft.recipe.training_images import with_num_classes
 from fastft.run.identity import identify_weights
 
-CLASSES_PER_PASS = 10  # open_clip's default; 800 texts with 80 templates
+CLASSES_PER_PASS = 10  # open_clip's default: 800 texts with 80 templates
 Template = Callable[[str], str]  # from a class name to a text
 OPENAI, SIMPLE = "openai", "simple"  # open_clip's lists with 80 and 7 templates for ImageNet
 PLACE = "{}"  # stands for the class name in a template file

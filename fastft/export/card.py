@@ -15,7 +15,7 @@ from fastft.run.average_record import AverageRecord
 from fastft.run.evaluations import BESIDE, SCORE_NAMES, WEIGHTS
 from fastft.run.inputs import UsedFile, used_files
 
-FEW_CLASSES = 20  # the card lists up to this many class names; longer lists are only in the files
+FEW_CLASSES = 20  # the card lists up to this many class names. Longer lists are only in the files
 
 
 def model_card(
@@ -64,7 +64,7 @@ def _summary(trained: Trained) -> str:
     if isinstance(arch, TimmArch):
         tower = f"timm's {arch.timm} at {arch.image_size} px"
     else:
-        tower = f"a ViT of {arch.layers} blocks, width {arch.width}, patches of {arch.patch_size} px"
+        tower = f"a ViT with {arch.layers} blocks, width {arch.width}, {arch.patch_size} px patches"
     how = "a linear probe on" if trained.kind == PROBE else "fine-tuned from"
     count = sum(p.numel() for p in trained.model.parameters())
     classes = f" Classes: {', '.join(trained.classes)}." if len(trained.classes) <= FEW_CLASSES else ""
@@ -87,7 +87,7 @@ def _images(recipe: Recipe, normalised: bool) -> str:
         resized = f"both sides resized to {how}"
     return (
         f"RGB, {resized}, central {size} x {size} crop{then}. This function computes the same pixels as `fastft predict`, for "
-        f"images of 8 bits per channel:\n\n```python\n{preprocessing_code(recipe, normalised=normalised)}\n```"
+        f"images with 8 bits per channel:\n\n```python\n{preprocessing_code(recipe, normalised=normalised)}\n```"
     )
 
 
@@ -99,8 +99,8 @@ def _temperature(trained: Trained) -> str:
     if s is None:
         return use
     return (
-        f"{use} It was fitted on {s.samples:,} held-out images. Expected calibration error: {s.ece_scaled:.2f} % instead "
-        f"of {s.ece:.2f} %, each half of these images at the temperature of the other half."
+        f"{use} It was fitted on {s.samples:,} held-out images. With it, the expected calibration error is {s.ece_scaled:.2f} % "
+        f"instead of {s.ece:.2f} %, measured on each half of these images with the temperature fitted on the other half."
     )
 
 

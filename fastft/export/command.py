@@ -19,7 +19,7 @@ Model = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits or probabili
 
 CARD = "README.md"  # the card's name in a folder
 CHECK_IMAGES = 3
-# relative to the largest output; allows fp32 sums in another order, and LayerNorm eps 1e-6 instead of 1e-5
+# Relative to the largest output. It allows fp32 sums in another order, and LayerNorm eps 1e-6 instead of 1e-5.
 TOLERANCE = 1e-4
 
 
@@ -34,7 +34,7 @@ class Format:
     load: Callable[[Path], Model]
     usage: Callable[[Trained, Path], str]  # Python code that loads it, for the model card
     folder: bool
-    library: str  # that loads it, as the Hugging Face Hub calls it
+    library: str  # the library that loads it, as the Hugging Face Hub calls it
     suffix: str = ""
     probabilities: bool = False
 
@@ -69,7 +69,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Exported:
-    """`max_difference` and `largest` are absolute maxima over all outputs for the test images.
+    """The result of an export. `max_difference` and `largest` are absolute maxima over all outputs for the check images.
 
     output: what the file computes, "logits" or "probabilities".
     """
@@ -96,15 +96,15 @@ def export_checkpoint(
     Args:
         weights: as in `load_trained`.
         logit_adjustment: as in `Predictor`. The correction becomes part of the head's bias.
-        temperature: as in `Predictor`. The head is divided by it unless that would change a ranking of the check
-            images. The card and the configuration file state which was done.
+        temperature: as in `Predictor`. The head is divided by it, unless this would change a ranking on the check
+            images. The card and the configuration file state whether it was.
         overwrite: replace files with the same names. Other files in a folder stay.
 
     Raises:
         UserError: there is no such checkpoint, the format cannot hold the model, files are in the way, `out` is not
             writable, or the logits differ.
     """
-    kind, out = FORMATS[format], Path(os.path.abspath(out))  # noqa: PTH100 - '.' has no name; links stay
+    kind, out = FORMATS[format], Path(os.path.abspath(out))  # noqa: PTH100 - '.' has no name, and links stay
     card = out / CARD if kind.folder else out.with_name(out.name + ".md")
     _check_out(out, card, format, overwrite)
     trained = at_evaluated_size(load_trained(checkpoint, torch.device("cpu"), weights))

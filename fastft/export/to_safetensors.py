@@ -34,7 +34,7 @@ def write(trained: Trained, path: Path) -> None:
             "resize_mode": recipe.train.eval_resize,
         },
     }
-    # safetensors headers hold strings; transformers and timm require "format"
+    # safetensors headers hold strings. transformers and timm require "format"
     texts = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}
     save_tensors(path, trained.model.state_dict(), texts)
 

@@ -24,9 +24,9 @@ from fastft.model.weights import TIMM_BLOCK_NAMES
 from fastft.recipe.constants import SQUASH
 
 NAMES = {own: theirs for theirs, own in TIMM_BLOCK_NAMES.items()}
-# timm's registered CLIP towers; other shapes are described as B/16 variants
+# timm's registered CLIP towers. Other shapes are described as B/16 variants
 ARCHITECTURES = {(768, 32): "vit_base_patch32", (768, 16): "vit_base_patch16", (1024, 14): "vit_large_patch14"}
-CLIP_EPS = 1e-5  # these towers' LayerNorm eps; timm's default is 1e-6
+CLIP_EPS = 1e-5  # these towers' LayerNorm eps. timm's default is 1e-6
 
 
 def write(trained: Trained, path: Path) -> None:

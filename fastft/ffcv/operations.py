@@ -102,9 +102,9 @@ class RandomResizedCropRGBImageDecoder(_CropDecoder):
 
     Args:
         output_size: (S, S).
-        scale: limits for the crop's share of the image area.
+        scale: limits for the crop's area, as fractions of the image's.
         ratio: limits for the crop's aspect ratio.
-        hflip: probability of a horizontal flip, which costs nothing here; 0 leaves it to FFCV's operation.
+        hflip: how probable a horizontal flip is. It costs nothing here. 0 leaves it to FFCV's operation.
         interpolation: "bicubic" or "bilinear", both antialiased as in Pillow.
         seed: seed for the crops (default: the loader's).
 
@@ -160,13 +160,13 @@ class Augment(Operation):
     S, S) in channels-last memory.
 
     Args:
-        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.policies.AugmentPolicy`);
+        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.policies.AugmentPolicy`).
             "none" only normalises and erases.
-        vflip: probability of a vertical flip.
-        quarter_turns: probability of a turn by 0, 90, 180 or 270 degrees.
-        color_jitter: strength of brightness, contrast and saturation changes, as in timm.
-        color_jitter_prob: probability of `color_jitter`.
-        erase_prob: probability of random erasing.
+        vflip: how probable a vertical flip is.
+        quarter_turns: how probable a turn by 0, 90, 180 or 270 degrees is.
+        color_jitter: how strongly brightness, contrast and saturation change, as in timm.
+        color_jitter_prob: how probable `color_jitter` is.
+        erase_prob: how probable random erasing is.
         erase_mode: "pixel", "rand" or "const", as in timm.
         mean: mean for normalisation, for pixels between 0 and 1 (default: CLIP's).
         std: standard deviation for normalisation, as `mean`.
@@ -250,7 +250,7 @@ class Augment(Operation):
     def _plan(self, ids: np.ndarray, size: int) -> np.ndarray:
         """Return the plan for images that are already cropped.
 
-        The draws of operations and boxes do not depend on the crop.
+        Operations and boxes are drawn independently of the crop.
         """
         given, sides = current_pass(self.seed), np.full(len(ids), size)
         plan = draw_plan(

@@ -1,10 +1,10 @@
-"""The third stage of a run: the head that it starts from.
+"""A run's third stage: the head that it starts from.
 
 Fine-tuning from a random head distorts pretrained features while the head is learnt. Starting from a linear probe, a
-ridge regression on the frozen tower, avoids this (LP-FT, 2202.10054). With `model.head_init=probe` the stage writes
-`probe.safetensors`, the head, `baseline.json`, its scores before training, and `training_labels.json`, what it says about
-the training images. If choosing has kept a linear probe at a larger image size (`larger_probe.safetensors`), the stage
-scores it too. With `model.head_init=weights` it writes `head.safetensors`, rows of the head in `model.weights`.
+ridge regression on the frozen tower, avoids this (LP-FT, 2202.10054). With `model.head_init=probe` the stage writes the head
+(`probe.safetensors`), its scores before training (`baseline.json`), and its predictions for the training images
+(`training_labels.json`). If the choosing stage has kept a linear probe at a larger image size (`larger_probe.safetensors`),
+this stage scores it too. With `model.head_init=weights` it writes rows from the head in `model.weights` (`head.safetensors`).
 """
 
 import time
@@ -39,12 +39,12 @@ from fastft.run.training_labels import write_training_labels
 
 
 def prepare_head(recipe: FinalRecipe, inputs: Inputs, world: World, stop: Callable[[], bool], say: Say) -> None:
-    """Write the head that the run starts from, and the baseline of a linear probe.
+    """Write the head that the run starts from, and for a linear probe the baseline.
 
     Nothing is done if the run has begun to train, has its head already, or starts from a small random head.
 
     Args:
-        recipe: final.
+        recipe: the final recipe.
         stop: ends the stage in all processes once it returns true in one.
 
     Raises:
@@ -153,8 +153,8 @@ def _describe(images: int, penalty: float, scale: float, scored: Sequence[Evalua
 
 
 def _score(tower: FrozenTower, betons: BetonSet) -> tuple[Evaluated, np.ndarray]:
-    """Return (scores of the tower with its head, features of all images (N, D))."""
-    inputs: list[torch.Tensor] = []  # to the head
+    """Return (scores of the tower with its head, all images' features (N, D))."""
+    inputs: list[torch.Tensor] = []  # the head's inputs
     with_logits = len(betons) * tower.recipe.data.num_classes <= KEPT_IN_TRAINING
     with (
         tower.open(betons) as loader,

@@ -9,7 +9,7 @@ from fastft.recipe.constants import FEW_IMAGES
 from fastft.run.training_labels import ClassCurve, Doubt, TrainingLabels
 
 LISTED = 20
-FEWEST = 20  # images; of fewer, a half of four folds can be empty, and little could be said
+FEWEST = 20  # images. With fewer, half of four folds can be empty, and little could be said
 
 
 def judge_labels(probe: LinearProbe) -> TrainingLabels | None:

@@ -1,12 +1,12 @@
-"""Find validation images that are almost equal to a training image, as neighbouring frames of a video are.
+"""Find validation images that are almost equal to a training image, as a video's neighbouring frames are.
 
 A validation image is compared with the training image that has the nearest features. It counts as a copy if the mean
 difference between the two is small, both as 8 x 8 grey values with mean 0 and standard deviation 1.
 
-Evidence, with a DINOv2-type ViT-S/14 at 42 px and 18 % held out at random, 8 times. The share of images with a copy is:
+Evidence, with a DINOv2-type ViT-S/14 at 42 px and 18 % held out at random, 8 times. This many images have a copy:
 
-- video frames, in clips of 12 neighbours: 75 to 90 %; with every 5th frame 49 to 78 %; with every 12th 39 to 67 %;
-- solar cells 2 to 6 %, clip art 2 to 7 %, stamps 0 to 3 %, digits 0 to 2 %, ImageNet and CIFAR-10 none.
+- Video frames: 75 to 90 % in clips with 12 neighbours, 49 to 78 % with every 5th frame, 39 to 67 % with every 12th.
+- Solar cells 2 to 6 %, clip art 2 to 7 %, stamps 0 to 3 %, digits 0 to 2 %, ImageNet and CIFAR-10 none.
 
 The features alone do not tell copies apart: 48 to 57 % of the cells have a cosine above 0.95.
 """
@@ -26,7 +26,7 @@ LISTED = 3
 
 
 def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND: np.ndarray) -> list[Warned]:
-    """Warn if many validation images have an almost equal training image. train_ND, val_ND: features of all images."""
+    """Warn if many validation images have an almost equal training image. train_ND, val_ND: all images' features."""
     compared = np.unique(np.linspace(0, len(val) - 1, COMPARED).astype(np.int64))
     pairs = zip(compared.tolist(), _nearest(val_ND[compared], train_ND).tolist(), strict=True)
     copies = [(i, k) for i, k in pairs if np.abs(_thumbnail(val, i) - _thumbnail(train, k)).mean() < DIFFERENCE]
@@ -35,8 +35,9 @@ def warn_of_copies(train: BetonSet, train_ND: np.ndarray, val: BetonSet, val_ND:
     names = [table.read_names() or list(map(str, range(len(table)))) for table in (val, train)]
     listed = ", ".join(f"{printable(names[0][i])} and {printable(names[1][k])}" for i, k in copies[:LISTED])
     text = (
-        f"{len(copies)} of {len(compared)} validation images are almost equal to a training image, as frames of a video "
-        f"are ({listed}). Accuracy will be too high. Give a table of the files with a `group` column, such as one group per video"
+        f"{len(copies)} of {len(compared)} validation images are almost equal to a training image, like neighbouring frames in "
+        f"a video ({listed}). Accuracy will be too high. Give a table that lists the files with a `group` column, such as one "
+        "group per video"
     )
     return [Warned(text, ACCURACY)]
 

@@ -1,1 +1,1 @@
-"""Whole jobs, from data to result: one run (`fastft.fit`, `fastft train`) or the rows of tables (`fastft sweep`)."""
+"""Whole jobs, from data to result: one run (`fastft.fit`, `fastft train`) or rows in tables (`fastft sweep`)."""

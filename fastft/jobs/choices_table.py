@@ -1,4 +1,4 @@
-"""A table for the terminal of the options that nobody gave: their values, and the reasons."""
+"""A table for the terminal, with the options that nobody gave: their values, and the reasons."""
 
 from collections.abc import Sequence
 

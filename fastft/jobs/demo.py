@@ -1,4 +1,4 @@
-"""Train three models on a folder of photographs: fine-tuned, linear probe of the frozen tower, random initialisation."""
+"""Train three models on a photo folder: fine-tuned, linear probe on the frozen tower, random initialisation."""
 
 import json
 import time
@@ -31,12 +31,12 @@ from fastft.train.progress import conclusion
 
 PER_CLASS = {"val": 120, "train": 400}  # at most this many cells per class and split
 RIGHT, WRONG = "#1a7f37", "#cf222e"
-SHOWN = 6  # pictures per class on the sheet, which is its number of columns
+SHOWN = 6  # pictures per class on the sheet. There are as many columns
 
 
 @dataclass(frozen=True)
 class DemoTraining:
-    """A run of the demo: its name and the options that differ from the recipe."""
+    """One run in the demo: its name, and the options that differ from the recipe."""
 
     name: str
     title: str
@@ -45,7 +45,7 @@ class DemoTraining:
 
 CONTENDERS = (
     DemoTraining("fine_tuned", "fine-tuned with the recipe", ""),
-    # ridge regression fits the head, and an epoch with a learning rate of 0 leaves it unchanged
+    # ridge regression fits the head, and an epoch with learning rate 0 leaves it unchanged
     DemoTraining(
         "linear",
         "linear probe on the untouched tower",
@@ -68,9 +68,9 @@ class DemoFigures(Document):
     Attributes:
         train_images, n: how many images were trained on and evaluated.
         majority: accuracy when always predicting the largest class.
-        gain: gain of the fine-tuned model over each other contender.
-        seconds: duration of each run, on this processor at this image size.
-        conclusion: the last lines in the log of the fine-tuned run.
+        gain: the fine-tuned model's gain over each other contender.
+        seconds: each run's duration, on this processor at this image size.
+        conclusion: the last lines in the fine-tuned run's log.
     """
 
     train_images: int
@@ -133,13 +133,13 @@ def _train(recipe: AskedRecipe, run: Path, console: Console) -> Result:
 
 
 def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> DemoFigures:
-    """Compute each contender's top-1 and the gain of the fine-tuned one, in percent (points) with standard errors.
+    """Compute each contender's top-1 and the fine-tuned model's gain, in percent (points) with standard errors.
 
     Gains are computed image by image, because the contenders see the same images. Their standard error is therefore
     smaller than for two independent samples.
 
     Args:
-        right: for each contender, bool (N,): which of the N images it classified correctly.
+        right: contender -> bool (N,), True where it classified the image correctly.
     """
     n = len(labels)
     gains = {name: right["fine_tuned"].astype(float) - r for name, r in right.items() if name != "fine_tuned"}
@@ -172,7 +172,7 @@ def figure_cells(figures: DemoFigures, name: str) -> list[str]:
 
 
 def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
-    """Draw predictions of the fine-tuned model for some unseen photographs from every class. Mistakes are marked."""
+    """Draw the fine-tuned model's predictions for some unseen photos from every class. Mistakes are marked."""
     files = [path for name in sorted(images.iterdir()) for path in sorted(name.iterdir())[:SHOWN]]
     cells = []
     for p in predict_files(folder / "fine_tuned", files, 1, "cpu"):

@@ -29,7 +29,7 @@ from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import UserError
 
 IMAGES_LICENCE = "solar cells: elpv-dataset, CC BY-NC-SA 4.0, (c) Buerhop-Lutz, Deitsch et al."
-# defect probability given by experts; uncertain cells (1/3, 2/3) are left out
+# defect probability given by experts. Uncertain cells (1/3, 2/3) are left out
 STATES = {0.0: "intact", 1.0: "defective"}
 SPLIT_SEED = 0
 

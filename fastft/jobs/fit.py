@@ -68,7 +68,7 @@ class TrainedRun:
 
     @property
     def classes(self) -> list[str]:
-        """The class name of every output."""
+        """Each output's class name."""
         return self.predictor.classes
 
     def predict(
@@ -84,23 +84,23 @@ class TrainedRun:
         votes: bool = False,
         reject_foreign: bool = False,
     ) -> list[Prediction]:
-        """Predict the `topk` most probable classes of every image.
+        """Predict the `topk` most probable classes for every image.
 
         With any argument other than `images` and `topk`, the model is read again in each call. For many calls use
         `Predictor`.
 
         Args:
-            images: paths, folders of image files, Pillow images, uint8 arrays (H, W, 3) or (H, W), or one of them.
-            topk: number of classes per image, 5 by default. Multi-label: the largest number, by default all classes
-                that reach their thresholds.
+            images: paths, folders with image files, Pillow images, uint8 arrays (H, W, 3) or (H, W), or one of them.
+            topk: classes per image, 5 by default. For a multi-label model this is an upper limit. By default you get all
+                classes that reach their thresholds.
             weights: "raw", "ema", "best", "last", "probe", or "auto" for the weights that the run chose.
-            logit_adjustment: correct for the class sizes of the training images.
+            logit_adjustment: correct for the training file's class sizes.
             temperature: divide the logits by the temperature that was fitted on the validation images.
-            min_probability: an image whose most probable class is less probable than this gets no class.
+            min_probability: give no class to an image if its highest probability is below this value.
             flip_average: average the prediction with the mirror image's.
             votes: also give what each patch adds to the logits, computed in fp32.
-            reject_foreign: an image that is less like the training images than 95 % of the validation images gets no
-                class.
+            reject_foreign: give no class to an image if it resembles the training images less than 95 % of the validation
+                images do.
 
         Raises:
             UserError: a folder has no images, topk < 1, or `Predictor` raises it.
@@ -126,7 +126,7 @@ class TrainedRun:
 
         Args:
             data: a .beton, or labelled images as `fastft convert folder` takes them, which are converted to a temporary
-                file. None: the validation images of the run.
+                file. None uses the run's validation images.
             options: passed to `fastft.evaluate.evaluation.evaluate_files`, such as `csv` and `overwrite`.
 
         Raises:
@@ -171,12 +171,12 @@ class TrainedRun:
             format: one of the formats above.
             path: a new folder (timm, open_clip) or file.
             weights: "raw", "ema", "best", "last", "probe", or "auto" for the weights that the run chose.
-            logit_adjustment: correct the head for the class sizes of the training images.
+            logit_adjustment: correct the head for the training file's class sizes.
             temperature: divide the head by the temperature that was fitted on the validation images.
             overwrite: replace files with the same names.
 
         Returns:
-            The path of what was written.
+            The path that was written.
 
         Raises:
             UserError: the format is unknown or cannot hold the model, or `path` exists.
@@ -195,7 +195,7 @@ class TrainedRun:
             overwrite: replace `path` if it exists.
 
         Returns:
-            The path of the page.
+            The page's path.
 
         Raises:
             UserError: `path` exists or cannot be written.
@@ -253,13 +253,13 @@ def fit(
     An argument that is None keeps the recipe's value. "auto" lets it follow from the images, where the option can.
 
     Args:
-        recipe: the name of a recipe that comes with fastft, a file, or a row of a table.
+        recipe: the name of a recipe that comes with fastft, a file, or a row in a table.
         options: options by their full names, such as {"model.drop_path": 0.1}. `fastft options` lists them.
         quiet: print nothing.
-        data: labelled images: a folder with one folder per class, a table, shards, or a .beton; or a dict with options
+        data: labelled images (a folder with one folder per class, a table, shards, or a .beton), or a dict with options
             from the section `data`.
         val_data: validation images in the same forms. Without them, some of `data` are held out.
-        model: the architecture, as an open_clip name or timm/NAME; or a dict with options from the section `model`.
+        model: the architecture (an open_clip name or timm/NAME), or a dict with options from the section `model`.
         weights: pretrained weights: a tag, "timm", a file, a folder, or "random".
         image_size: side length in pixels.
         epochs: passes over the training images.
@@ -298,7 +298,7 @@ def fit(
         )
         folder, _ = run_recipe(loaded, console)
     finally:
-        announce_compilation(None)  # a notebook may have closed the output of this call when something else compiles
+        announce_compilation(None)  # when something else compiles, a notebook may have closed this call's output
     console.print(printable(f"{folder}: the run"))
     return load(folder, loaded.train.device)
 

@@ -19,7 +19,7 @@ from fastft.recipe.recipe_file import find_file
 from fastft.report.run_compare import PAGE, load_compared, result_rows, score_of, write_comparison
 from fastft.run.evaluations import SCORE_NAMES
 
-# values of these options may contain commas
+# these options' values may contain commas
 NOT_SWEPT = {"data.train", "data.val", "augment.mean", "augment.std", "train.run_dir", "about.source"}
 MOST_RUNS = 100
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.=+,_-]+")
@@ -31,7 +31,7 @@ class Grid:
 
     Attributes:
         recipe: as on the command line.
-        values: the values of each option. At least one option has several.
+        values: option -> its values. At least one option has several.
         overrides: the other options.
     """
 
@@ -41,12 +41,12 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """The name of the folder for its runs, such as `photos-lr`."""
+        """The name for the runs' folder, such as `photos-lr`."""
         return _in_names("-".join([Path(self.recipe).stem, *map(_short, self.values)]))
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """The options of each run."""
+        """Each run's options."""
         return [dict(zip(self.values, chosen, strict=True)) for chosen in itertools.product(*self.values.values())]
 
     def document(self) -> dict[str, object]:
@@ -93,12 +93,12 @@ def read_grid(recipe: str, overrides: Sequence[str]) -> Grid:
 
 
 def row_name(row: Mapping[str, str]) -> str:
-    """Return the name of a row, such as `lr=1e-4` or `lr=1e-4,epochs=20`."""
+    """Return a row's name, such as `lr=1e-4` or `lr=1e-4,epochs=20`."""
     return ",".join(f"{_short(option)}={value}" for option, value in row.items())
 
 
 def write_grid(grid: Grid, folder: Path) -> Path:
-    """Write the sweep file into the folder of the runs, and return its path. Raises UserError: it cannot be written."""
+    """Write the sweep file into the runs' folder, and return its path. Raises UserError if it cannot be written."""
     path = folder / f"{grid.name}.yaml"
     with report_disk_errors(path, CORRECT):
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def write_grid(grid: Grid, folder: Path) -> Path:
 
 
 def print_comparison(folders: Sequence[Path], opened: Sequence[BetonSet], out: Path, console: Console) -> None:
-    """Write the page that compares the runs, and print its table. opened: their images, so far as they are open."""
+    """Write the page that compares the runs, and print its table. opened: the runs' images that are already open."""
     runs = load_compared(folders, opened)
     score = score_of(runs)
     header = ["run", f"{SCORE_NAMES[score]} %", f"difference to {runs[0].name}", "time"]

@@ -2,11 +2,11 @@
 
 Each stage reads files and writes files into the run directory. It is skipped if its result is already there:
 
-1. files (`fastft.photos`): photographs become `data/train.beton`, `data/val.beton` and `data/split.csv`;
-2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`; a budget may keep
-   a linear probe at a larger image size, `larger_probe.safetensors`;
+1. files (`fastft.photos`): photographs become `data/train.beton`, `data/val.beton` and `data/split.csv`.
+2. choose (`fastft.choose`): `recipe.yaml`, in which every option has its final value, and `choices.json`. A budget may keep
+   a linear probe at a larger image size, `larger_probe.safetensors`.
 3. head (`fastft.head`): the head that the run starts from, `probe.safetensors` or `head.safetensors`, and for a probe
-   `baseline.json` and `training_labels.json`;
+   `baseline.json` and `training_labels.json`.
 4. train (`fastft.train`): checkpoints, `metrics.jsonl` and `result.json`.
 """
 
@@ -92,10 +92,10 @@ def run_stages(
     """Carry out the stages after the first, and return the content of result.json.
 
     Args:
-        recipe: with .beton files.
-        images: the source of these files, if they were converted.
-        files: those that are open already, by their text in the recipe.
-        warned: what the first stage has warned of.
+        recipe: the recipe, which names .beton files.
+        images: these files' source, if they were converted.
+        files: files that are open already, by their text in the recipe.
+        warned: the first stage's warnings.
     """
     say, limit = line_printer(console), recipe.train.stop_after
     deadline = math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
@@ -141,7 +141,7 @@ def _open_together(recipe: AskedRecipe, prepared: AskedRecipe) -> tuple[dict[str
 def _open(
     recipe: AskedRecipe, images: Images | None, world: World, files: Mapping[str, BetonSet] | None
 ) -> tuple[AskedRecipe, Inputs]:
-    """Return (the requested recipe, whose weights may be another run's; its inputs).
+    """Return (the requested recipe, its inputs). The recipe's weights may be another run's.
 
     Raises:
         UserError: the recipe cannot be trained. Nothing is written before this is checked.
@@ -156,12 +156,12 @@ def _open(
 
 
 def _describe_data(recipe: Recipe) -> str:
-    """Return what the opened images depend on."""
+    """Return the folder and the options that decide which images are opened."""
     return f"{Path.cwd()} {recipe.data}"
 
 
 def _open_and_identify(recipe: AskedRecipe) -> OpenedImages:
-    """Open the images and read what identifies them, which the other processes on this host then have too."""
+    """Open the images and read what identifies them, so that the other processes on this host need not read it again."""
     opened = open_recipe_images(recipe)
     for betons in (opened.train, opened.val, opened.selection):
         if betons is not None:
@@ -170,7 +170,7 @@ def _open_and_identify(recipe: AskedRecipe) -> OpenedImages:
 
 
 def _stage(world: World, work: Callable[[], Any]) -> Any:
-    """Carry out a stage before the first step. An error that only this process can meet is published to the others."""
+    """Carry out a stage before the first step. If an error occurs in this process only, it is published to the others."""
     try:
         return work()
     except EvaluationStopped:
@@ -188,8 +188,8 @@ def _where_it_continues(folder: Path) -> str:
 def _refit(recipe: AskedRecipe, whole: BetonSet, first: Result, world: World, console: Console) -> tuple[Path, Result]:
     """Train on the training and validation images together (`whole`), in RUN/refit. Returns the same as `run_recipe`.
 
-    Every option has the value of the first run, automatic ones too. Training ends with the epoch whose weights that run
-    chose, and takes the same kind of weights.
+    Every option has the first run's value, automatic ones too. Training ends with the epoch whose weights that run
+    chose, and the same kind of weights is taken.
     """
     say, folder, chosen = line_printer(console), run_folder(recipe), first.weights
     if chosen is None:
@@ -201,7 +201,7 @@ def _refit(recipe: AskedRecipe, whole: BetonSet, first: Result, world: World, co
         again = again.with_option(option, own[option])
     unchosen = {"data.hold_out_beton": False, "data.selection_share": 0.0, "train.stop_when": None}
     stop = 0 if chosen.take == PROBE else chosen.epoch + 1  # 0: a linear probe needs no training
-    if chosen.image_size is not None:  # the larger one
+    if chosen.image_size is not None:  # the larger probe
         unchosen |= {IMAGE_SIZE: chosen.image_size, EVAL_IMAGE_SIZE: None}
     for option, value in ({"schedule.stop_epoch": stop} | unchosen).items():
         again = again.with_option(option, value)

@@ -91,11 +91,11 @@ def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, con
 
 @dataclass
 class _Training:
-    """The runs of all sweeps while they are trained.
+    """All sweeps' runs while they are trained.
 
     Attributes:
         waiting: keys of runs that have not been trained yet.
-        failures: by key, the error that ended a run.
+        failures: key -> the error that ended the run.
     """
 
     out: Path
@@ -147,7 +147,7 @@ def _warn_of_images(runs: Sequence[PlannedRun], say: Say) -> None:
 
 
 def _check(recipe: Recipe) -> None:
-    """Check the recipe with the number of images and classes, before photographs are converted."""
+    """Check the recipe, once it has the numbers of images and classes, before photographs are converted."""
     _refuse_multi_label(recipe)
     check_model(recipe)
 
@@ -166,7 +166,7 @@ def report_folder(sweep: Sweep, out: Path) -> Path:
 
 
 def _refuse_one_report(sweeps: Sequence[Sweep], out: Path) -> None:
-    """Raise UserError if two tables have one folder for their reports, of which one would be lost."""
+    """Raise UserError if two tables would write their reports into one folder, because one report would be lost."""
     first: dict[Path, Sweep] = {}
     for sweep in sweeps:
         other = first.setdefault(folder := report_folder(sweep, out), sweep)
@@ -176,7 +176,7 @@ def _refuse_one_report(sweeps: Sequence[Sweep], out: Path) -> None:
             )
 
 
-# the run of a row ----------------------------------------------------------------------------------------------------
+# a row's run ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class PlannedRun:
 
     Attributes:
         key: identifies what is trained, and on which images.
-        recipe: with its run directory.
+        recipe: the recipe, with its run directory.
         number: the weights that the row compares, "ema" or "raw".
         inputs: None if the images do not exist.
         files: the opened files, which all rows share.
@@ -202,11 +202,11 @@ class PlannedRun:
 def plan_runs(
     sweep: Sweep, overrides: Sequence[str], runs: Path, opened: dict[str, BetonSet] | None = None
 ) -> list[PlannedRun]:
-    """Plan the run of every row, in order. Equal rows get equal runs.
+    """Plan a run for every row, in order. Equal rows get equal runs.
 
     Args:
         runs: the folder that contains all run directories.
-        opened: files that are open already. Those that are opened are added.
+        opened: files that are open already. Files that this function opens are added.
 
     Raises:
         UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that
@@ -236,7 +236,7 @@ def _plan_run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path, open
 
 
 def _with_inputs(recipe: AskedRecipe, opened: dict[str, BetonSet]) -> tuple[AskedRecipe, Inputs | None]:
-    """Return (the recipe as decided before linear probes; its inputs, if the images exist)."""
+    """Return (the recipe with what is decided before linear probes, its inputs if the images exist)."""
     data = [path for path in (recipe.data.train, recipe.data.val) if path is not None]
     if recipe.data.train is None or not all(map(exist_betons, data)):
         return decide(recipe)[0], None
@@ -253,7 +253,7 @@ def run_key(recipe: AskedRecipe, inputs: Inputs | None = None) -> str:
     If the images do not exist, their number stands for them.
 
     Args:
-        inputs: of the recipe, if they are open.
+        inputs: the recipe's inputs, if they are open.
     """
     if inputs is None:
         _, inputs = _with_inputs(recipe, {})
@@ -270,7 +270,7 @@ def refuse_other_results(runs: Sequence[PlannedRun]) -> None:
         if run.inputs is None:
             continue
         if (stored := read_identity(run.folder)) is None:
-            if read_result(run) is not None:  # a run of fastft 0.3 whose checkpoints were removed
+            if read_result(run) is not None:  # made by fastft 0.3, and its checkpoints were removed
                 raise UserError(
                     f"{run.folder} has a result, but nothing says what it was trained on. Use another --out"
                 )
@@ -310,9 +310,9 @@ def train_run(run: PlannedRun, world: World, console: Console, warned: Sequence[
 
 
 def read_result(run: PlannedRun) -> list[Evaluation] | None:
-    """Return the evaluations of a run that has trained all its epochs. There are none if it stopped at its linear probe.
+    """Return the evaluations if a run has trained all its epochs. The list is empty if it stopped at its linear probe.
 
-    Otherwise, or if a file is damaged, None.
+    Returns None if the run has not ended, or if a file is damaged.
     """
     try:
         found, recipe = result.read_result(run.folder), run.recipe
@@ -336,7 +336,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row with the evaluations of its finished run, or the error that ended it."""
+    """A row with its finished run's evaluations, or with the error that ended the run."""
 
     row: Row
     run: PlannedRun
@@ -449,7 +449,7 @@ def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
 
 
 def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[AskedRecipe], int]:
-    """Read recipes and tables. Returns (the runs that they need, each once; number of recipes and rows).
+    """Read recipes and tables. Returns (the runs that they need, each once, how many recipes and rows there are).
 
     Raises:
         UserError: as `open_sweep` and `load_decided`.

@@ -23,10 +23,10 @@ from beton_tools.base.user_files import read_user_file
 FORMAT = 2
 OURS = "fastft"
 MAX_RESULT_BYTES = 64 << 20
-FOREIGN_SHARE = 0.1  # of the cores: more foreign load is warned of
+FOREIGN_SHARE = 0.1  # if other programs keep a larger fraction of the cores busy, there is a warning
 
 SHARE, MFU = "share", "mfu"
-SHARES = (MFU, "waiting", "bandwidth_share")  # figures of a round that are shares of a whole
+SHARES = (MFU, "waiting", "bandwidth_share")  # a round's figures that are fractions
 
 Setting = dict[str, str | int | float]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -62,15 +62,15 @@ class Machine(Document):
     gpus: Count = 0
     driver: str | None = None
     processor: Processor | None = None  # this and the next three: None or empty in older files
-    packages: dict[str, str] = field(default_factory=dict)  # versions of all installed packages
+    packages: dict[str, str] = field(default_factory=dict)  # all installed packages' versions
     codecs: dict[str, str] = field(default_factory=dict)  # versions of JPEG libraries inside packages
     disk: str | None = None  # where the measured files were: file system, device and its kind
 
 
 class Session(Document):
-    """One call of the command, and how busy the machine was. The load includes the benchmark's own processes.
+    """One call to the command, and how busy the machine was. The load includes the benchmark's own processes.
 
-    seed: draws the order of contenders. betons: SHA-256 of the .beton files that were read, by kind.
+    seed: draws the contenders' order. betons: kind -> SHA-256 of the .beton file that was read.
     """
 
     command: str
@@ -96,8 +96,9 @@ class Round(Document):
     """One pass over the images by one contender.
 
     value: the result in the measure's unit. figures: more results from the same round, such as mfu, read_mb, or a
-    split's parts in the order of the work. foreign: cores that programs outside the benchmark kept busy meanwhile, which
-    is a little below 0 if the system's counters are coarser than the round; None in older files.
+    split's parts in the order in which the work is done. foreign: how many cores were kept busy meanwhile by programs
+    outside the benchmark. It can be a little below 0 if the system's counters are coarser than the round. None in older
+    files.
     """
 
     value: Signed
@@ -109,7 +110,7 @@ class Round(Document):
 
 
 class Contender(Document):
-    """The result of one library: either `rounds`, or `skipped` with the reason.
+    """One library's result: either `rounds`, or `skipped` with the reason.
 
     differences: how its work differs from fastft's, printed in the row. limit: this is not a library, but what the
     hardware or a codec allows.
@@ -126,7 +127,7 @@ class Contender(Document):
 class Case(Document):
     """The contenders under one setting, such as {"threads": 2}. Their rounds alternated: all ran round k in turn.
 
-    order: the measured contenders in the order of each round. Empty in older files.
+    order: for each round, the measured contenders in the order in which they ran. Empty in older files.
     """
 
     setting: Setting
@@ -147,7 +148,7 @@ class Case(Document):
 
 
 class Measure(Document):
-    """key: the measure's name in every file, for example "loader.threads". setting: what all cases have in common."""
+    """key: the measure's name in every file, for example "loader.threads". setting: what all cases share."""
 
     key: str
     bench: str
@@ -160,7 +161,7 @@ class Measure(Document):
 
     @property
     def foreign(self) -> float | None:
-        """Cores that programs outside the benchmark kept busy, a mean over all rounds weighted by their seconds."""
+        """How many cores programs outside the benchmark kept busy: a mean over all rounds, weighted by their seconds."""
         rounds = [
             r for case in self.cases for c in case.contenders for r in c.rounds if r.foreign is not None and r.wall
         ]
@@ -172,8 +173,8 @@ class Measure(Document):
 class Result(Document):
     """The whole file: one version on one machine.
 
-    changed: whether the working tree differed from `commit`; None without git. sessions: there are several if `--add`
-    added measures to the file. missing: keys of measures that were to be made, and were not because the run ended early.
+    changed: whether the working tree differed from `commit`. None without git. sessions: there are several if `--add`
+    added measures to the file. missing: keys of measures that were requested, but not made because the run ended early.
     """
 
     format: int
@@ -190,7 +191,7 @@ class Result(Document):
 
     @property
     def date(self) -> str:
-        """The day of the last session."""
+        """The last session's day."""
         return max(s.date for s in self.sessions)[:10]
 
     def measure(self, key: str) -> Measure | None:
@@ -225,9 +226,9 @@ def spread(contender: Contender) -> Spread:
 def ratio(measure: Measure, case: Case, peer: Contender, own: str = OURS) -> Spread | None:
     """Return how many times better `own` is than the peer.
 
-    The ratio is taken round by round, because load on the machine slows both sides of a round. With unequal numbers of
-    rounds it is the ratio between the medians. Returns None if the two are the same contender, one did not run, or a
-    round is zero.
+    The ratio is taken round by round, because load on the machine slows both contenders in a round. If they have different
+    numbers of rounds, it is the ratio between the medians. Returns None if the two are the same contender, one did not run,
+    or a round is zero.
     """
     ours = case.contender(own)
     if ours is None or ours is peer or not peer.rounds:
@@ -245,7 +246,7 @@ def read_result(path: Path) -> Result:
 
     The MFUs that earlier versions stored for CPUs are left out.
 
-    Raises UserError if there is no such file, if it is something else, or if a share in it is above 100 %.
+    Raises UserError if there is no such file, if it is something else, or if a fraction in it is above 100 %.
     """
     try:
         value: Any = msgspec.json.decode(read_user_file(path, MAX_RESULT_BYTES, "a result file from fastft bench"))
@@ -265,7 +266,7 @@ def read_result(path: Path) -> Result:
         for k, case in enumerate(measure.cases):
             if not _is_ordered(case):
                 raise UserError(
-                    f"{path}: case {k + 1} of {measure.key} has another order of rounds than rounds. Measure again"
+                    f"{path}: case {k + 1} of {measure.key}: its order does not match its rounds. Measure again"
                 )
         for found in impossible_shares(measure):
             raise UserError(f"{path}: {found}. A share cannot be above 100 %. Measure again with fastft bench")
@@ -273,7 +274,7 @@ def read_result(path: Path) -> Result:
 
 
 def is_disturbed(measure: Measure, cores: int) -> bool:
-    """Return True if other programs kept a considerable part of the cores busy."""
+    """Return True if other programs kept more than FOREIGN_SHARE of the cores busy."""
     return (measure.foreign or 0.0) > FOREIGN_SHARE * cores
 
 
@@ -285,7 +286,7 @@ def _is_ordered(case: Case) -> bool:
 
 
 def impossible_shares(measure: Measure) -> Iterator[str]:
-    """Name every contender that has a share above 100 %."""
+    """Name every contender that has a fraction above 100 %."""
     for contender in (c for case in measure.cases for c in case.contenders):
         for r in contender.rounds:
             shares = {name: r.figures[name] for name in SHARES if name in r.figures}
@@ -317,6 +318,6 @@ def write_result(path: Path, result: Result) -> None:
 
 
 def skipped_reasons(result: Result) -> Iterator[tuple[str, str]]:
-    """Return (contender, reason), with each pair once."""
+    """Yield (contender, reason), each pair once."""
     pairs = {(c.name, c.skipped): None for m in result.measures for case in m.cases for c in case.skipped}
     return ((name, why) for name, why in pairs if why is not None)

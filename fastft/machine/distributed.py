@@ -42,7 +42,7 @@ PREPARATION_TIMEOUT = timedelta(days=7)
 NCCL_EXTRA_TIMEOUT = timedelta(minutes=5)
 # NCCL errors caused by misuse, which another try would repeat
 PERMANENT = re.compile("ncclInvalid|Duplicate GPU")
-# CUDA's texts for errors of a GPU or of its links, which a program's own errors do not have, as a rule. NCCL repeats them
+# CUDA's texts for errors in a GPU or its links. As a rule, a program's own errors do not have them. NCCL repeats them
 GPU_FAILURE = re.compile(
     "cuda (error|failure)[^\n]*(ECC|unspecified launch failure|NVLink|unknown error)", re.IGNORECASE
 )
@@ -155,10 +155,10 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish an unexpected error from this process; replace a lost connection by the error that a peer published.
+        """Publish this process's unexpected error, or replace a lost connection by the error that a peer published.
 
         Raises:
-            GpuFailed: the error is one of this process's GPU.
+            GpuFailed: this process's GPU failed.
             PeerLost: a peer's GPU failed.
             PeerFailed: a peer met bad input.
             PeerCrashed: a peer ended with an unexpected error.

@@ -20,7 +20,7 @@ from fastft.machine.usable_gpu import TorchFacts, gather_torch
 GIB = 1 << 30
 RAM_SHARE = 0.9  # files up to this share of the available memory stay in the page cache
 KERNEL_PROBE, PIXEL_PROBE = "fastft.augment.kernel_probe", "fastft.data.pixel_probe"
-# time limit for a probe; importing torch from a slow disk takes long, and so does compiling the loader
+# time limit for a probe. Importing torch from a slow disk takes long, and so does compiling the loader
 PYTHON_SECONDS = 300
 UNFINISHED = "did not finish within"  # begins the error if a probe exceeds the limit
 
@@ -32,9 +32,9 @@ class Facts(TorchFacts):
     python: tuple[int, ...]
     numba_cuda: str | None
     numba_cuda_toolkit: int | None  # the installed CUDA wheels' major version
-    kernel: str | None  # what kernel_probe did; None if it failed or was not run
+    kernel: str | None  # what kernel_probe did. None if it failed or was not run
     kernel_error: str | None
-    pixels: str | None  # what pixel_probe found; None if it failed or was not run
+    pixels: str | None  # what pixel_probe found. None if it failed or was not run
     pixels_error: str | None
     ffcv: str | None
     ffcv_error: str | None
@@ -114,7 +114,7 @@ def _cuda_wheels() -> int | None:
 def _run_python(*arguments: str) -> tuple[str | None, str | None]:
     """Run this Python in a process of its own, which an incompatible C++ library may abort.
 
-    Returns output or error; the other is None.
+    Returns output or error. The other is None.
     """
     command = [sys.executable, *arguments]
     try:

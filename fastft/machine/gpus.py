@@ -17,13 +17,13 @@ class Gpu:
     peak_flops: float  # per second, on tensor cores in the training precision (bf16, or fp16 before Ampere)
     full_precision_flops: float  # per second, fp32 without tensor cores
     bandwidth: float  # device memory bandwidth, bytes/s
-    memory: float  # bytes; the smaller size if a card is sold with two
+    memory: float  # bytes (the smaller size if a card is sold with two)
     pattern: str  # regular expression that matches torch.cuda.get_device_name()
     source: str
     bf16: bool = True  # native support
-    # share of peak_flops that large fp16/bf16 products sustain: 90 TFLOP/s on V100, 235 on A100, 630 on H100 (estimates)
+    # large fp16/bf16 products sustain this fraction of peak_flops: 90 TFLOP/s on V100, 235 on A100, 630 on H100 (estimates)
     gemm_share: float = 0.70
-    cores: float = 4.0  # physical cores (two vCPU each) per GPU in a usual cloud machine; 4 are assumed
+    cores: float = 4.0  # physical cores (two vCPU each) per GPU in a usual cloud machine. 4 are assumed
 
 
 def _gpu(
@@ -65,15 +65,15 @@ _CARDS = (
     _gpu("RTX4090", 165.2, 82.6, 1008, 24, r"RTX 4090$", "Ada white paper, appendix A"),
     _gpu("RTX5090", 209.5, 104.8, 1792, 32, r"RTX 5090$", "RTX Blackwell white paper, appendix A"),
 )
-GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name; `find_gpu` searches in this order
+GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name. `find_gpu` searches in this order
 MAIN_GPUS = ("V100", "A100", "H100")  # columns in tables that show a few GPUs
 
-# minimum number of rounds, and of seconds, for each size; a size whose rounds would take longer is not measured
+# Each size is measured for at least this many rounds and seconds. Sizes whose rounds exceed the limit are left out.
 MATMUL_SIZES, MATMUL_ROUNDS, MATMUL_SECONDS, MATMUL_LIMIT = (384, 768, 1536), 3, 0.1, 1.0
 
 
 def find_gpu(device_name: str) -> Gpu | None:
-    """Return the card with this `torch.cuda.get_device_name()`, such as "Tesla V100-SXM2-16GB"; None if not in GPUS."""
+    """Return the card with this `torch.cuda.get_device_name()`, such as "Tesla V100-SXM2-16GB". None if not in GPUS."""
     return next((gpu for gpu in _CARDS if re.search(gpu.pattern, device_name)), None)
 
 
@@ -88,9 +88,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def data_sheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return a GPU's peak FLOP/s from its data sheet: what an MFU is a share of.
+    """Return a GPU's peak FLOP/s from its data sheet, which is the denominator in MFU.
 
-    Returns None for an unknown GPU, and for a CPU, which has no MFU: a matrix product timed on it is no upper limit.
+    Returns None for an unknown GPU, and for a CPU. A CPU has no MFU, because a timed matrix product is no upper limit.
     """
     gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if gpu is None:
@@ -107,8 +107,9 @@ def measure_matmul_flops(dtype: torch.dtype) -> float:
     """Measure FLOP/s for square matrix products on the CPU: the best round over several sizes.
 
     Small products end within one of the scheduler's time slices. On a busy machine the larger ones are interrupted in
-    every round, and the MFU would exceed 100 %. On 2 cores with 12 processes, products of size 1,024 reached 11
-    GFLOP/s, and of size 320 x 384 x 1,152 reached 89. Where bf16 is emulated, the largest product would take seconds.
+    every round, and the MFU would exceed 100 %. On 2 cores with 12 processes, products with size 1,024 reached 11
+    GFLOP/s, and products with size 320 x 384 x 1,152 reached 89. Where bf16 is emulated, the largest product would take
+    seconds.
     """
     best = 0.0
     for size in MATMUL_SIZES:

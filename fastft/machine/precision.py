@@ -17,7 +17,7 @@ AMPERE = (8, 0)  # first compute capability with native bf16
 
 @dataclass(frozen=True)
 class Precision:
-    """The autocast dtype. `scaled` says whether gradients need a loss scaler.
+    """The autocast dtype, and whether gradients need a loss scaler (`scaled`).
 
     half_residual: training runs a half-precision copy of the model (`fastft.optim.HalfCopy`) instead of autocast.
     """
@@ -55,7 +55,7 @@ def choose_precision(amp: str, device: torch.device, half_residual: str = "off")
 
     Args:
         amp: 'auto' is fp16 below compute capability 8.0, bf16 on newer GPUs and on CPUs that have it, else fp32.
-        half_residual: 'on', 'off', or 'auto', which is on for fp16 on GPUs below compute capability 8.0, which lack
+        half_residual: 'on', 'off', or 'auto': on for fp16 on GPUs below compute capability 8.0, which lack
             fast bf16.
 
     Raises:

@@ -16,12 +16,12 @@ from beton_tools.base.errors import UserError
 TORCH_WITHOUT_VOLTA = "2.15"  # plans to drop the cu126 wheels, and Volta with them (PyTorch RFC 190385)
 VOLTA = (7, 0)
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
-# oldest driver for each major version of CUDA: "CUDA Toolkit and Minimum Required Driver Version for CUDA Minor Version
+# oldest driver for each major CUDA version: "CUDA Toolkit and Minimum Required Driver Version for CUDA Minor Version
 # Compatibility" in NVIDIA's release notes
 DRIVERS = {"12": 525, "13": 580}
 COMMAND_SECONDS = 20  # a time limit, because nvidia-smi hangs with some broken drivers
 PROC, DEVICES = Path("/proc/driver/nvidia"), Path("/dev")
-WITHOUT_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES that hides all GPUs; the last is Slurm's
+WITHOUT_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES that hides all GPUs. Slurm sets the last
 
 Problem = tuple[str, str]  # what was found, and a command or an instruction that fixes it
 
@@ -39,12 +39,12 @@ class TorchFacts:
 
     executable: str  # this Python's path, quoted for a shell in the working directory
     torch: str | None
-    torch_cuda: str | None  # CUDA version that torch was built with; None for a CPU build
+    torch_cuda: str | None  # CUDA version that torch was built with. None for a CPU build
     torch_error: str | None  # why torch sees no GPU
     arch_list: tuple[str, ...]  # sm_70, ..., compute_90
     gpus: tuple[GpuFacts, ...]  # that torch sees
-    # asked for only if torch sees no GPU; None also if CUDA_VISIBLE_DEVICES hides all of them
-    driver_gpu: str | None  # name of the first GPU
+    # The driver is asked only if torch sees no GPU. Also None if CUDA_VISIBLE_DEVICES hides all GPUs.
+    driver_gpu: str | None  # the first GPU's name
     driver: str | None  # version
     device_files: bool  # /dev/nvidia0 and the like, which a container lacks unless it was started with GPUs
 
@@ -64,7 +64,7 @@ def find_gpu_problem(f: TorchFacts) -> Problem | None:
 
 
 def refuse_unusable_gpu(otherwise: str, local_rank: int = 0) -> None:
-    """Raise UserError if torch cannot use the GPU of this process.
+    """Raise UserError if torch cannot use this process's GPU.
 
     Args:
         otherwise: what to do without a GPU.
@@ -143,7 +143,7 @@ def _torch() -> tuple[str | None, str | None, str | None, tuple[str, ...], tuple
         import torch
     except Exception:  # a broken installation can raise anything
         return None, None, None, (), ()
-    with warnings.catch_warnings(record=True) as said:  # in several lines; the caller says it in one
+    with warnings.catch_warnings(record=True) as said:  # torch's warning has several lines. The caller's has one
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = map(torch.cuda.get_device_properties, range(count))

@@ -14,7 +14,7 @@ from beton_tools.base.user_files import read_regular
 from fastft.recipe.open_clip_files import open_clip_folder
 
 MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration takes 2 KB
-STATE, MAX_STATE_BYTES = "state.json", 256 << 20  # in checkpoints of fastft, with evaluations and class names
+STATE, MAX_STATE_BYTES = "state.json", 256 << 20  # in fastft's checkpoints, with evaluations and class names
 # Limits far above every published tower, so that a mistake cannot fill the memory. The largest plain CLIP ViT in open_clip,
 # ViT-e-14, has 3.8e9 parameters and 56 layers. 128 x 128 patches of 16 px make a 2048 px image.
 MAX_PARAMETERS, MAX_LAYERS, MAX_GRID = 5e9, 512, 128
@@ -38,7 +38,7 @@ class _Vision(Document):
     ls_init_value: Number | None = None
     no_ln_pre: bool = False
     norm_kwargs: _NormOptions = field(default_factory=_NormOptions)
-    # how open_clip pools the tokens; the classifier's head replaces both. "none" and attentional pooling need other towers
+    # How open_clip pools the tokens. The classifier's head replaces both. "none" and attentional pooling need other towers.
     pool_type: Literal["tok", "avg"] = "tok"
     patch_dropout: Number | None = None
     output_tokens: bool = False
@@ -69,7 +69,7 @@ class Arch:
     ln_pre: bool
     norm_eps: float
     layer_scale: bool  # whether the pretrained weights hold LayerScale factors
-    embed_dim: int  # output width of the projection, which the classifier drops
+    embed_dim: int  # the projection's output width. The classifier drops the projection
 
     def __post_init__(self) -> None:
         too_many = self.parameters > MAX_PARAMETERS
@@ -175,12 +175,12 @@ def _refuse_foreign(name: str, vision: object) -> None:
 
 
 def is_checkpoint_arch(name: str) -> bool:
-    """True if `model.arch` names a checkpoint of a fastft run, whose state holds the architecture."""
+    """True if `model.arch` names one of fastft's checkpoints, whose state holds the architecture."""
     return (Path(name) / STATE).is_file()
 
 
 def _stored_arch(name: str) -> Arch | None:
-    """Return the architecture in a checkpoint of fastft, or None for another name."""
+    """Return the architecture in one of fastft's checkpoints, or None for another name."""
     if not is_checkpoint_arch(name):
         return None
     try:

@@ -40,7 +40,7 @@ def self_attention(
 def default_kernel(device: torch.device, dtype: torch.dtype) -> str:
     """Return the kernel that 'auto' stands for.
 
-    On a CPU in bf16 this is 'batched', because the backward pass of PyTorch's fused kernel takes more than twice the
+    On a CPU in bf16 this is 'batched', because the backward pass in PyTorch's fused kernel takes more than twice the
     time at 65 to 577 tokens. On GPUs without FlashAttention (V100) in half precision it is 'efficient'. Everywhere else
     it is 'sdpa'.
     """
@@ -60,7 +60,7 @@ def prepare_for_compile() -> None:
 
 
 def attention_candidates(device: torch.device) -> tuple[str, ...]:
-    """List the kernels that may run on this device. One that cannot raises RuntimeError when it is called."""
+    """List the kernels that may run on this device. A kernel that cannot run raises RuntimeError when it is called."""
     return tuple(ATTENTION_KERNELS) if device.type == "cuda" else ("sdpa", "batched")
 
 
@@ -141,7 +141,7 @@ class _BatchedAttention(torch.autograd.Function):
     """Attention for packed projections (B, N, 3 D) by batched matrix products, with packed gradients.
 
     The scores are rounded to the projections' dtype, as in unfused attention under autocast.
-    padding: number of zero tokens added for the products. They receive no attention.
+    padding: how many zero tokens are added for the products. They receive no attention.
     """
 
     @staticmethod

@@ -1,19 +1,19 @@
 """`model.pool=attention`: an attentive probe's pooling, where a trained query per head says how much each patch counts.
 
-AIMv2 (2411.14402) and V-JEPA (2404.08471) read frozen towers with one layer of cross-attention from a learned query. With
-one query, its key projection is only another form of the query, so there is none here (as in 2506.10178): head h attends
-with softmax(x q_h), and the values are projected after pooling, which costs a hundredth of projecting every token.
+AIMv2 (2411.14402) and V-JEPA (2404.08471) read frozen towers with one cross-attention layer and a learned query. A single
+query can absorb its key projection, so there is none here (as in 2506.10178): head h attends with softmax(x q_h). The values
+are projected after pooling, which costs a hundredth of projecting every token.
 """
 
 import torch
 from torch import Tensor, nn
 
-NAME = "attention_pool"  # of the module in classifiers and checkpoints
+NAME = "attention_pool"  # the module's name in classifiers and checkpoints
 QUERIES = f"{NAME}.queries"
 
 
 class AttentionPool(nn.Module):
-    """Patch tokens (B, N, D) to their weighted means (B, D).
+    """Pools patch tokens (B, N, D) to weighted means (B, D).
 
     Until it is trained it is the mean: all patches count the same, and the value projection is the identity. A linear probe
     is thus fitted as for `model.pool=patches`, and training starts from it.

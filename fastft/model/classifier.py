@@ -104,7 +104,7 @@ def class_and_patches(tokens_BND: Tensor, prefix: int = 1) -> Tensor:
 
 
 def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:
-    """Count the blocks below the top `trainable_layers` in a tower with `layers` blocks; None trains all.
+    """Count the blocks below the top `trainable_layers` in a tower with `layers` blocks. None trains all.
 
     Raises UserError if the tower has fewer blocks.
     """

@@ -60,6 +60,19 @@ def _count_timm_forward(
 
     A multiply-add counts 2. frozen_layers: everything in these layers and in the stem is frozen. 0 freezes nothing.
     """
+    model, counts = _run_counted(arch, num_classes, patch_dropout)
+    by_module = {name: sum(ops.values()) for name, ops in counts.items()}
+    # on the meta device attention is two batched products, and no other part of these models has any
+    attention = float(sum(n for op, n in counts["Global"].items() if "attention" in str(op) or "bmm" in str(op)))
+    frozen = _frozen(model, frozen_layers, by_module) if frozen_layers else 0.0
+    return float(by_module["Global"]), frozen, attention
+
+
+@lru_cache(maxsize=8)  # each holds a model on the meta device. A recipe asks with its frozen layers, and without any
+def _run_counted(
+    arch: TimmArch, num_classes: int, patch_dropout: float
+) -> tuple[ImageClassifier, dict[str, dict[Any, int]]]:
+    """Run a forward pass on the meta device. Returns (the model, its operations by module and by kind)."""
     from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler, which takes a second
 
     with torch.device("meta"):
@@ -69,12 +82,7 @@ def _count_timm_forward(
         images = torch.empty(1, 3, arch.image_size, arch.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(images)
-    counts = counter.get_flop_counts()
-    by_module = {name: sum(ops.values()) for name, ops in counts.items()}
-    # on the meta device attention is two batched products, and no other part of these models has any
-    attention = float(sum(n for op, n in counts["Global"].items() if "attention" in str(op) or "bmm" in str(op)))
-    frozen = _frozen(model, frozen_layers, by_module) if frozen_layers else 0.0
-    return float(counter.get_total_flops()), frozen, attention
+    return model, counter.get_flop_counts()
 
 
 def _frozen(model: ImageClassifier, layers: int, by_module: dict[str, int]) -> float:

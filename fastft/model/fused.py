@@ -1,8 +1,9 @@
 """Compute a residual sum with its LayerNorm, and SiLU, in fewer passes over memory: half-precision weights on CUDA.
 
-Three operations, `torch.ops.fastft.add_norm`, `add_norm_backward` and `silu_backward`, have CUDA kernels (`fused_kernels`),
-and shapes for counts on fake tensors. The functions here return the gradient of a bias that their input already contains, because
-their kernels have its terms at hand: the layer before them is given the bias without gradient.
+Three operations, `torch.ops.fastft.add_norm`, `add_norm_backward` and `silu_backward`, have CUDA kernels (`fused_kernels`).
+On fake tensors, which are used for counting, they only give shapes. The layer before an operation has a bias, which is part of
+the operation's input. The functions here compute this bias's gradient, because their kernels have its terms at hand, and the
+layer gets the bias without gradient.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# blocks of threads, each of which sums its own rows, for each multiprocessor; sums depend on their number
+# Each block of threads adds up its own rows, so the sums depend on the number of blocks.
 BLOCKS_PER_MULTIPROCESSOR = 4
-BLOCKS = 80 * BLOCKS_PER_MULTIPROCESSOR  # of a V100, for counts on fake tensors
+BLOCKS = 80 * BLOCKS_PER_MULTIPROCESSOR  # a V100's number, for counts on fake tensors
 
 
 def _blocks(like: Tensor) -> int:
@@ -28,19 +29,19 @@ def _floats(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-# by name the types, and the memory of the results
+# name -> (argument and result types, a function that allocates the results)
 OPERATIONS: dict[str, tuple[str, Callable[..., tuple[Tensor, ...]]]] = {
-    # x + branch; its LayerNorm; mean and 1 / standard deviation of its R rows (R, 2)
+    # x + branch, its LayerNorm, and each row's mean and 1 / standard deviation (R, 2)
     "add_norm": (
         "(Tensor x, Tensor branch, Tensor gain, Tensor shift, float eps) -> (Tensor, Tensor, Tensor)",
         lambda x, *_: (torch.empty_like(x), torch.empty_like(x), _floats(x, x.numel() // x.shape[-1], 2)),
     ),
-    # gradient of the sum; those of gain, of shift and of a bias that is part of the sum, by block (blocks, 3, D)
+    # gradient with respect to the sum, and by block those for gain, shift and a bias that the sum contains (blocks, 3, D)
     "add_norm_backward": (
         "(Tensor grad_total, Tensor grad_normed, Tensor total, Tensor gain, Tensor statistics) -> (Tensor, Tensor)",
         lambda grad, *_: (torch.empty_like(grad), _floats(grad, _blocks(grad), 3, grad.shape[-1])),
     ),
-    # gradient of x; that of a bias that is part of x, by block (blocks, D)
+    # gradient with respect to x, and by block the one for a bias that x contains (blocks, D)
     "silu_backward": (
         "(Tensor grad, Tensor x) -> (Tensor, Tensor)",
         lambda grad, x: (torch.empty_like(x), _floats(x, _blocks(x), x.shape[-1])),
@@ -83,9 +84,11 @@ class _AddNorm(torch.autograd.Function):
 
 
 def add_norm(x: Tensor, branch: Tensor, bias: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Return x + branch and its LayerNorm, for contiguous tokens (B, N, D) in the dtype of the norm's weights, fp16 or bf16.
+    """Return x + branch and its LayerNorm.
 
-    bias: (D,), already part of the branch. It receives its gradient here.
+    The tokens are contiguous (B, N, D), in the dtype of the norm's weights, fp16 or bf16.
+
+    bias: (D,), already added to the branch. It receives its gradient here.
     """
     return _AddNorm.apply(x, branch, bias, norm.weight, norm.bias, norm.eps)
 
@@ -104,5 +107,5 @@ class _BiasedSilu(torch.autograd.Function):
 
 
 def biased_silu(x: Tensor, bias: Tensor) -> Tensor:
-    """Return silu(x) for contiguous rows (R, D), fp16 or bf16. bias: (D,), already part of x. It receives its gradient here."""
+    """Return silu(x) for contiguous rows (R, D), fp16 or bf16. bias: (D,), already added to x. It receives its gradient here."""
     return _BiasedSilu.apply(x, bias)

@@ -1,8 +1,8 @@
 """CUDA kernels for steps with half-precision weights: residual sum with LayerNorm, forward and backward, and SiLU's gradient.
 
 Each reads and writes every element once, where PyTorch's operations take two or three passes. Two channels of fp16 or bf16
-are one 32-bit word, and the arithmetic is fp32. Each block of threads writes its own column sums, which are the gradients of
-gains and biases, and takes the same rows in every run, so that they are added in a fixed order. R: rows (images times
+are one 32-bit word, and the arithmetic is fp32. Each block of threads writes its own column sums, which are the gradients for
+gains and biases. It takes the same rows in every run, so that they are added in a fixed order. R: rows (images times
 tokens), D: channels.
 
 Needs numba-cuda (the extra cuda12 or cuda13) and compute capability 7.0 or more.
@@ -19,8 +19,8 @@ from numba.cuda import libdevice
 from torch import Tensor
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small batch is no mistake
-LANES = 128  # threads of a block for each 1024 channels
-GROUP = 8  # threads whose numbers one thread adds up
+LANES = 128  # threads per block, for each 1024 channels
+GROUP = 8  # threads whose values one thread adds up
 WORDS, FLOATS = types.CPointer(uint32), types.CPointer(float32)
 SIGNATURES = {
     "add_norm": (*(WORDS,) * 6, FLOATS, float32),
@@ -30,7 +30,7 @@ SIGNATURES = {
 
 
 def launch_bounds(width: int) -> tuple[int, int]:
-    """Return (the threads of a block, the blocks that a multiprocessor should hold)."""
+    """Return (threads per block, blocks that a multiprocessor should hold)."""
     parts = -(-width // 1024)
     return LANES * parts, max(1, 4 // parts)
 
@@ -38,7 +38,7 @@ def launch_bounds(width: int) -> tuple[int, int]:
 def launch(operation: str, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     """Run an operation of `fastft.model.fused` on torch's current stream, without waiting for it.
 
-    arguments: contiguous tensors on one device, the last of which has the shape (..., D), and eps.
+    arguments: contiguous tensors on one device, and eps. The last tensor has the shape (..., D).
     """
     given = [*arguments, *outputs]
     tensors = [t for t in given if isinstance(t, Tensor)]
@@ -112,7 +112,7 @@ def _pair_and_word(dtype):
 
 
 def _row_sizes(width):
-    """Return (words of a row, threads of a block, channels of a thread)."""
+    """Return (words per row, threads per block, channels per thread)."""
     threads, _ = launch_bounds(width)
     return width // 2, threads, 2 * -(-(width // 2) // threads)
 
@@ -123,14 +123,14 @@ def _row_functions(width, dtype):
 
     @cuda.jit(device=True, forceinline=True)
     def load(words, first, values):
-        """Load a thread's channels of a row, and zeros past its end."""
+        """Load this thread's channels from a row, and zeros past the row's end."""
         for k in range(own):
             place = cuda.threadIdx.x + k * threads
             values[2 * k], values[2 * k + 1] = pair(words[first + place] if place < pairs else uint32(0))
 
     @cuda.jit(device=True, forceinline=True)
     def store(words, first, values):
-        """Store the values, and round them."""
+        """Round the values and store them."""
         for k in range(own):
             place = cuda.threadIdx.x + k * threads
             rounded = word(values[2 * k], values[2 * k + 1])
@@ -140,7 +140,7 @@ def _row_functions(width, dtype):
 
     @cuda.jit(device=True, forceinline=True)
     def add_up(first, second, shared):
-        """Return both means over the channels of a row, the same in every thread."""
+        """Return both means over a row's channels, the same in every thread."""
         thread = cuda.threadIdx.x
         shared[0, thread], shared[1, thread] = first, second
         cuda.syncthreads()
@@ -162,7 +162,7 @@ def _add_norm(width, dtype):
     (pairs, threads, channels), (load, store, add_up) = _row_sizes(width), _row_functions(width, dtype)
 
     def add_norm(x, branch, gain, shift, total, normed, statistics, eps):
-        """total = x + branch; normed = LayerNorm(total). statistics (R, 2): mean and 1 / deviation. A block a row."""
+        """total = x + branch, normed = LayerNorm(total). statistics (R, 2): mean and 1 / deviation. One block per row."""
         shared = cuda.shared.array((3, threads), float32)
         values, others = cuda.local.array(channels, float32), cuda.local.array(channels, float32)
         row = int64(cuda.blockIdx.x)
@@ -198,7 +198,7 @@ def _add_norm_backward(width, dtype):
     (pairs, threads, channels), (load, store, add_up) = _row_sizes(width), _row_functions(width, dtype)
 
     def add_norm_backward(grad_total, grad_normed, total, gain, statistics, grad, sums, rows):
-        """grad: of total through both outputs. sums (blocks, 3, D): gradients of gain, of shift and of a bias in total."""
+        """grad: for total, through both outputs. sums (blocks, 3, D): gradients for gain, shift and a bias in total."""
         shared = cuda.shared.array((3, threads), float32)
         direct, normal = cuda.local.array(channels, float32), cuda.local.array(channels, float32)
         grads, gains = cuda.local.array(channels, float32), cuda.local.array(channels, float32)
@@ -238,7 +238,7 @@ def _silu_backward(width, dtype):
     (pairs, threads, _), (pair, word) = _row_sizes(width), _pair_and_word(dtype)
 
     def silu_backward(grad_out, x, grad, sums, rows):
-        """grad = grad_out silu'(x). sums (blocks, D). The grid: words of a row by blocks of rows."""
+        """grad = grad_out silu'(x). sums (blocks, D). The grid's axes: a row's words, and blocks of rows."""
         place = cuda.blockIdx.x * threads + cuda.threadIdx.x
         if place < pairs:
             first, second = float32(0.0), float32(0.0)

@@ -27,12 +27,12 @@ from fastft.recipe import Recipe
 WEIGHT, BIAS = "head.weight", "head.bias"
 EXPECTED = "a .safetensors file that fastft zeroshot wrote"
 SUFFIX = ".safetensors"
-WEIGHTS_OF_HEAD = "weights_content"  # in `Head.source`: what the weights held that the head was made from
+WEIGHTS_OF_HEAD = "weights_content"  # in `Head.source`: identifies the weights from which the head was made
 
 
 @dataclass(frozen=True)
 class Head:
-    """weight_KD, bias_K: float32. classes: by label. pool: as `model.pool`. source: how it was made, text by key."""
+    """weight_KD, bias_K: float32. classes: by label. pool: as `model.pool`. source: key -> text, how it was made."""
 
     weight_KD: Tensor
     bias_K: Tensor
@@ -77,7 +77,7 @@ def read_head(path: Path) -> Head:
 
 
 def tower_checksum(model: ImageClassifier) -> str:
-    """Return the CRC-32 of all parameters below the head, which tells two models' embeddings apart."""
+    """Return a CRC-32 over all parameters below the head, which tells two models' embeddings apart."""
     of_head = {id(parameter) for parameter in model.head.parameters()}
     crc = 0
     for _, parameter in sorted(model.named_parameters()):
@@ -87,7 +87,7 @@ def tower_checksum(model: ImageClassifier) -> str:
 
 
 def head_of_weights(model: ImageClassifier, recipe: Recipe, classes: Classes) -> tuple[Head, str]:
-    """Make a head of the rows that the head in `model.weights` has for the training file's classes.
+    """Make a head from the rows in `model.weights` for the training file's classes.
 
     Classes that the weights lack get the mean row.
 
@@ -99,7 +99,7 @@ def head_of_weights(model: ImageClassifier, recipe: Recipe, classes: Classes) ->
         (the head, a line for the log).
 
     Raises:
-        UserError: the weights have no head, or one that reads other tokens, or one without any of the classes.
+        UserError: the weights have no head, or their head reads other tokens or has none of the classes.
     """
     weights = recipe.model.weights
     trained = read_trained_head(weights, recipe.model.arch)
@@ -113,8 +113,8 @@ def head_of_weights(model: ImageClassifier, recipe: Recipe, classes: Classes) ->
     rows = {label: row for label, row in enumerate(classes.rows_in(known)) if row is not None}
     if not rows or trained.weight_KD.shape[1] != model.head.in_features:
         raise UserError(
-            f"the head in {weights} has {len(trained.bias_K):,} classes, and none of them is in {recipe.data.train} by {by}. Set "
-            "--model.head_init=probe"
+            f"the head in {weights} has {len(trained.bias_K):,} classes, but none has the same {by} as a class in "
+            f"{recipe.data.train}. Set --model.head_init=probe"
         )
     count = len(model.head.bias)
 
@@ -144,7 +144,7 @@ _READS = {
 
 
 def _wnids(trained: TrainedHead) -> Sequence[str]:
-    """Return the classes for a timm head over an ImageNet class set whose ids timm knows; empty for another head."""
+    """Return a timm head's classes if they are an ImageNet class set whose ids timm knows. Empty for other heads."""
     from timm.data import ImageNetInfo, infer_imagenet_subset  # takes seconds
 
     subset = infer_imagenet_subset({"num_classes": len(trained.bias_K)})

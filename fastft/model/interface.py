@@ -104,7 +104,7 @@ class ImageTower(nn.Module):
 
     @property
     def noise_columns(self) -> int:
-        """Uniform numbers per image that a training pass needs; 0 without stochastic layers."""
+        """Uniform numbers per image that a training pass needs. 0 without stochastic layers."""
         raise NotImplementedError
 
     @property

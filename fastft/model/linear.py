@@ -56,7 +56,7 @@ def quick_gelu_mlp(
     quick_gelu(h) = h sigmoid(a h) = silu(a h) / a, with a = 1.702. The first product is scaled by a and the second by
     1 / a, so the activation is one library kernel in each direction.
 
-    fused: the kernel of the activation's gradient also gives that of b_in (`fastft.model.fused`).
+    fused: one kernel computes the gradients for both the activation and b_in (`fastft.model.fused`).
     """
     x, w_in, b_in, w_out, b_out = autocast_inputs(x, w_in, b_in, w_out, b_out)
     rows = x.reshape(-1, x.shape[-1])
@@ -108,7 +108,7 @@ def split_projection(x_BND: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
 class _NormBranch(torch.autograd.Function):
     """Return x, and LayerNorm(x) rounded to half precision.
 
-    The backward pass reads the rounded tokens, so that neither x nor an fp32 gradient of the norm is kept. Both
+    The backward pass reads the rounded tokens, so that neither x nor an fp32 gradient for the norm is kept. Both
     directions use PyTorch's vectorised LayerNorm kernels, which sum in fp32.
     """
 
@@ -133,7 +133,7 @@ class _NormBranch(torch.autograd.Function):
         return grad_x + grad, grad_gain, grad_shift, None, None
 
 
-# On a CPU the kernel would add up the gradients of gain and shift in half precision
+# On a CPU the kernel would add up the gradients for gain and shift in half precision
 NORM_BRANCH_DEVICES = ["cuda"]
 
 
@@ -149,12 +149,12 @@ def norm_branch(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 
 
 def autocast_is_on(x: Tensor) -> bool:
-    """Return True if autocast is on for the device of `x`; False for meta tensors, for which torch does not answer."""
+    """Return True if autocast is on for x's device. False for meta tensors, for which torch does not answer."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return the tensors in autocast's dtype if autocast is on, as `F.linear` would use them; otherwise unchanged."""
+    """Return the tensors in autocast's dtype if autocast is on, as `F.linear` would use them, otherwise unchanged."""
     device_type = tensors[0].device.type
     if not autocast_is_on(tensors[0]):
         return tensors

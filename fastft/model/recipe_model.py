@@ -24,7 +24,7 @@ from fastft.model.weights import check_activation, check_weights, load_tower_wei
 from fastft.recipe import Recipe
 from fastft.recipe.constants import EVAL_IMAGE_SIZE
 
-RECOMPILE_LIMIT = 128  # PyTorch's limit is 8; beyond it blocks run uncompiled
+RECOMPILE_LIMIT = 128  # PyTorch's limit is 8. Beyond it blocks run uncompiled
 
 
 def recipe_arch(recipe: Recipe) -> TowerArch:

@@ -29,8 +29,8 @@ OPTIONS = {
 def pretrained_cfg(name: str, option: str = "model.arch") -> Any:
     """Return timm's `PretrainedCfg` for a model name with or without a pretrained tag.
 
-    It holds the normalisation, the input size and the names of layers. option: named in the message. Raises UserError,
-    with the nearest name, if timm has no such model or tag.
+    It holds the normalisation, the input size and layer names. option: named in the message. Raises UserError, with the
+    nearest name, if timm has no such model or tag.
     """
     import timm
 
@@ -53,7 +53,7 @@ def classifier_names(name: str) -> tuple[str, ...]:
 
 
 def pretrained_tags(model: str) -> list[str]:
-    """List the tags of the weights that timm offers for a model."""
+    """List the tags for which timm offers a model's weights."""
     import timm
 
     return [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
@@ -89,8 +89,8 @@ def timm_args(name: str, image_size: int) -> dict[str, Any]:
 def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Trunk:
     """Create timm's model, built and initialised by `timm.create_model`.
 
-    more: further arguments for `timm.create_model`. Values of 0 or False are left out. Raises UserError if there is no
-    such model, if it does not take an argument or this image size, or if `check_supported` refuses it.
+    more: further arguments for `timm.create_model`. Arguments that are 0 or False are left out. Raises UserError if there is
+    no such model, if it does not take an argument or this image size, or if `check_supported` refuses it.
     """
     import timm
 
@@ -158,9 +158,9 @@ class TimmArch:
 
     timm: str  # timm's name, with or without a pretrained tag
     image_size: int
-    patch_size: int  # pixels per token in the last stage; image sizes are multiples of it
+    patch_size: int  # pixels per token in the last stage. Image sizes are multiples of it
     layers: int  # layers between stem and head, as timm's group_matcher numbers them
-    width: int  # width of the head's input
+    width: int  # the head's input width
     parameters: int  # without the head
 
     @property

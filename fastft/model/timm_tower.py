@@ -33,7 +33,7 @@ PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibo
 
 
 class Noise:
-    """Uniform numbers (B, columns) for the current pass, for all stochastic layers in a tower; None disables them."""
+    """Uniform numbers (B, columns) for the current pass, for all stochastic layers in a tower. None disables them."""
 
     uniform_BC: Tensor | None = None
 
@@ -143,7 +143,7 @@ class TimmTower(ImageTower):
         restore_buffers(self.trunk)
 
     def set_noise(self, images: Tensor, noise: Tensor | None) -> None:
-        """Give the stochastic layers their numbers for a pass. By default they are drawn here; none outside training.
+        """Give the stochastic layers their numbers for a pass. By default they are drawn here. None are drawn outside training.
 
         The numbers stay until the next pass, because gradient checkpointing reads them again in the backward pass.
         """

@@ -20,12 +20,12 @@ from torch import Tensor
 MAX_PICKLE_BYTES = 64 << 20  # the pickle has only names and shapes: 0.2 MB for OpenAI's largest model
 HAS_BYTEARRAY = "it holds a bytearray, which could fill the memory. Save only the state dict"
 MAX_NAMES = 1 << 20  # characters in all names together: 30,000 in OpenAI's largest model
-# sizes of the three records at the end of a zip file (APPNOTE.TXT, 4.3.14 to 4.3.16); only the last is always there
+# sizes of the three records at a zip file's end (APPNOTE.TXT, 4.3.14 to 4.3.16). Only the last is always there
 END_64_BYTES, LOCATOR_BYTES, END_BYTES = 56, 20, 22
 
 
 def is_zip(file: BinaryIO) -> bool:
-    """Return True if torch reads the file as a zip archive, for which it looks at the first four bytes."""
+    """Return True if torch reads the file as a zip archive. torch decides this by the first four bytes."""
     file.seek(0)
     return file.read(4) == b"PK\x03\x04"
 
@@ -34,7 +34,7 @@ def is_zip(file: BinaryIO) -> bool:
 def open_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive in which Python and torch find the same records.
 
-    Python looks for the directory before the record at the end of the file, while torch looks where that record says it
+    Python looks for the directory just before the record at the file's end, while torch looks where that record says it
     is. If two records have one name, Python takes the last. torch ignores case.
 
     Raises:
@@ -74,7 +74,7 @@ def is_torchscript(file: BinaryIO) -> bool:
 
 
 class _Module:
-    """An object whose class is defined in the archive's code. Objects may share one dict of attributes."""
+    """An object whose class is defined in the archive's code. Several objects may share one attribute dict."""
 
     attributes: Any = None
 
@@ -125,7 +125,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
-    """Check that records in a zip file of `size` bytes are stored uncompressed, as PyTorch writes tensors.
+    """Check that records in a zip file with `size` bytes are stored uncompressed, as PyTorch writes tensors.
 
     Compressed or overlapping records could be many times larger than the file. Raises ValueError if there are any.
     """
@@ -135,9 +135,9 @@ def check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
 
 
 def _named_tensors(module: Any) -> dict[str, Tensor]:
-    """Return the tensors in a tree of objects. An object that occurs twice in the tree is named once.
+    """Return the tensors in an object tree. An object that occurs twice in the tree is named once.
 
-    Raises ValueError if the names are too long. Names of nested objects could take many times the file's size.
+    Raises ValueError if the names are too long. Nested objects' names could take many times the file's size.
     """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()

@@ -62,7 +62,7 @@ class LayerScale(nn.Module):
 
 
 def resize_positions(positions_ND: Tensor, grid: int) -> Tensor:
-    """Resize positions for a class token and a square grid to another grid; the class position is unchanged.
+    """Resize positions for a class token and a square grid to another grid. The class position is unchanged.
 
     Bicubic, align_corners=False, as the reference. Where the grid shrinks, which the reference does not do, the resizing
     is antialiased, as in timm.
@@ -214,7 +214,7 @@ class Tower(ImageTower):
     """Images (B, 3, S, S) to tokens (B, N, D) after the last block, class token first.
 
     Args:
-        layer_scale: initial value for LayerScale factors; None for no LayerScale.
+        layer_scale: initial value for LayerScale factors. None for no LayerScale.
         rel_pos_bias: use a zero-initialised relative position bias in every block.
         drop_path: the last block's rate. Rates grow linearly from 0 at the first block.
         patch_dropout: fraction of patch tokens that is dropped in training.
@@ -263,7 +263,7 @@ class Tower(ImageTower):
 
     @property
     def noise_columns(self) -> int:
-        """Uniform numbers per image in a training pass: two per block, one per patch; 0 without stochastic layers."""
+        """Uniform numbers per image in a training pass: two per block, one per patch. 0 without stochastic layers."""
         return 2 * self.arch.layers + self.arch.grid**2 if self.stochastic else 0
 
     @property
@@ -291,7 +291,7 @@ class Tower(ImageTower):
         return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
     def _split_noise(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """Return the columns for patch dropout and each block; None outside training or without stochastic layers."""
+        """Return the columns for patch dropout and each block. None outside training or without stochastic layers."""
         columns, layers = self.noise_columns, self.arch.layers
         if not self.training or columns == 0:
             return None, [None] * layers
@@ -300,7 +300,7 @@ class Tower(ImageTower):
         return noise[:, 2 * layers :], noise[:, : 2 * layers].chunk(layers, dim=1)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """noise: (B, noise_columns), uniform in [0, 1), for stochastic layers in training; drawn here by default."""
+        """noise: (B, noise_columns), uniform in [0, 1), for stochastic layers in training. Drawn here by default."""
         blocks, frozen = self.transformer.resblocks, self.frozen_blocks
         patch_noise, block_noise = self._split_noise(images, noise)
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):

@@ -74,7 +74,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"weights file {path} cannot be read (damaged, or it holds more than tensors). Give {WEIGHTS}"
         ) from None
-    except Exception as error:  # every library has its own errors; all mean that the weights file is unreadable
+    except Exception as error:  # every library has its own errors. All mean that the weights file is unreadable
         raise UserError(f"weights file {path} cannot be read ({first_sentence(error)}). Give {WEIGHTS}") from None
     for wrapper in WRAPPERS:
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
@@ -160,7 +160,7 @@ WEIGHT_FILES = {
     "timm": ("model.safetensors", "pytorch_model.bin"),
     "transformers": ("model.safetensors", INDEX, "pytorch_model.bin"),
 }
-WEIGHT_FOLDER = f"a folder with {OPEN_CLIP_CONFIG} (open_clip), or with a {CONFIG} of timm or of transformers' CLIP"
+WEIGHT_FOLDER = f"a folder with {OPEN_CLIP_CONFIG} (open_clip), or with a {CONFIG} from timm or transformers' CLIP"
 CLIP_TYPES = ("clip", "clip_vision_model")  # transformers' model_type
 
 
@@ -170,7 +170,7 @@ class WeightFolder:
 
     Attributes:
         library: the library that wrote it, 'open_clip', 'timm' or 'transformers'.
-        timm_name: the timm model that the weights belong to; None for open_clip's own ViT.
+        timm_name: the timm model that the weights belong to. None for open_clip's own ViT.
         quick_gelu: whether the tower was trained with QuickGELU.
         heads: attention heads, if stated. For timm's models `clip_numbers` tells more.
         classes: the head's classes by output, if stated, as in fastft's exports.

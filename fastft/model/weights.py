@@ -156,7 +156,7 @@ def _visual_state(weights: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 class TrainedHead:
     """The head in fine-tuned weights.
 
-    weight_KD, bias_K: float32. pool: what the head reads, as `model.pool`; "timm" for timm's models. classes: names by
+    weight_KD, bias_K: float32. pool: what the head reads, as `model.pool`, or "timm" for timm's models. classes: names by
     row. They are None if the weights do not name them, as with timm's, whose heads are over ImageNet class sets.
     """
 

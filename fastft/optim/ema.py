@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of a model's weights, its horizon in a recipe, and a warning if that is long."""
+"""The exponential moving average (EMA) of a model's weights, its horizon in a recipe, and a warning if this is long."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.paper import paper_recipe
 from fastft.recipe.training_images import expected_top1
 
-UNTRAINED_SHARE = 0.05  # largest share of an EMA's weights that may still be the initial ones at the end of a run
+UNTRAINED_SHARE = 0.05  # there is a warning if initial weights make up more than this fraction of a run's final EMA
 
 
 def decay_for_batch(decay: float, batch_size: int, reference_batch: int) -> float:
@@ -44,7 +44,7 @@ class Ema:
 
 
 def ema_warnings(recipe: Recipe) -> list[str]:
-    """Warn if the initial weights will make up much of the EMA at the end of the run.
+    """Warn if the initial weights will make up much of the run's final EMA.
 
     There is no warning for a recipe whose expected accuracy was measured with this EMA.
     """
@@ -57,19 +57,19 @@ def ema_warnings(recipe: Recipe) -> list[str]:
         share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
         better = f"--ema.horizon={share:.2g}, a fraction of the whole schedule"
     return [
-        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
-        f"the initial ones. Set {better}"
+        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of the EMA "
+        f"will still be initial weights. Set {better}"
     ]
 
 
 def ema_horizon(recipe: Recipe) -> float:
-    """Return the number of steps over which the EMA averages, or 0 without an EMA."""
+    """Return how many steps the EMA averages over, or 0 without an EMA."""
     if recipe.ema.decay == 0:
         return 0.0
     return 1 / (1 - decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch))
 
 
 def untrained_share(recipe: Recipe, steps: float) -> float:
-    """Return the share of initial weights in the EMA after `steps` steps, from 0 to 1, or 0 without an EMA."""
+    """Return which fraction of the EMA is still initial weights after `steps` steps, or 0 without an EMA."""
     horizon = ema_horizon(recipe)
     return math.exp(-steps / horizon) if horizon else 0.0

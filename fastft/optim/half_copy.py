@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 class HalfCopy(Generic[Model]):
     """Holds `module`, a half-precision copy of the model, which computes the gradients for the model's fp32 weights.
 
-    At each optimiser step, run forward and backward passes of `module`, then `move_gradients`, an optimiser step on
+    At each optimiser step, run forward and backward passes through `module`, then `move_gradients`, an optimiser step on
     the model, and `refresh`. Gradients from several backward passes add up in half precision. The reference trained
     this way (DeepSpeed's fp16).
     """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def count_images(recipe: "AskedRecipe") -> "tuple[Images | None, Sequence[str]]":
-    """Return (the images, split as training splits them; warnings about them), without writing anything.
+    """Return (the images as training splits them, warnings about them), without writing anything.
 
     Returns None if `data.train` names nothing that exists.
     Raises:

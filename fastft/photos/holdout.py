@@ -6,7 +6,7 @@ from beton_tools.write.write_order import seeded_order
 
 VERSION = 1  # version of the rules that split and order the images
 
-# AutoGluon holds out this share of the rows
+# AutoGluon holds out the same fractions
 SMALL_SET = 5000
 
 
@@ -70,7 +70,7 @@ def _quotas(counts: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def _members(units: np.ndarray) -> list[np.ndarray]:
-    """List the images of each unit, by first appearance."""
+    """List each unit's images. Units are ordered by first appearance."""
     _, first, inverse = np.unique(units, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))[inverse]
     order = np.argsort(rank, kind="stable")

@@ -1,4 +1,4 @@
-"""The layout of a set of photographs: one labelled set, or a training and a validation set.
+"""How photographs are laid out: one labelled set, or a training and a validation set.
 
 Accepted are a folder with a folder per class, a folder with `train/` and `val/` (or `valid/`, `validation/`, `dev/`), a
 CSV or parquet table, and archives and shards as `fastft convert` takes them. `test/` is never used.
@@ -31,8 +31,8 @@ from fastft.recipe.training_images import GIVE
 class LabelledSet:
     """Labelled images in canonical order.
 
-    splits: "train", "val" or "test" for each image, or None. unused: what lies beside the images and is not used, as
-    sentences.
+    splits: "train", "val" or "test" for each image, or None. unused: sentences about what lies beside the images and is not
+    used.
     """
 
     source: Source
@@ -53,7 +53,7 @@ class LabelledSet:
         return replace(self, source=replace(self.source, labels=sets, reading=reading))
 
     def class_text(self, i: int) -> str:
-        """Return the class of an image. Multi-label: "cat;dog"."""
+        """Return an image's class. Multi-label: "cat;dog"."""
         return SEPARATOR.join(self.source.classes[k] for k in classes_of(self.source.labels[i]))
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ def open_val(path: str, single: bool = False) -> LabelledSet:
     """Open the images at `path` to validate on: its validation set, or all images if it has no splits.
 
     Raises:
-        UserError: as `open_sets`, or a table has test images only.
+        UserError: as `open_sets`, or a table only has test images.
     """
     train, val = _open_sides(path, single)
     found = val or train
@@ -113,7 +113,7 @@ def _open_sides(path: str, single: bool) -> tuple[LabelledSet | None, LabelledSe
 
 
 def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ...]]:
-    """Return the training and the validation folder if `place` contains splits, and what is not used beside them.
+    """Return (training folder, validation folder, what beside them is not used) if `place` contains splits.
 
     A folder with a training folder contains splits if it also has a validation folder, if it also has a test folder
     with class folders in it, or if no other folder has images. Otherwise the training folder is a class.
@@ -183,9 +183,9 @@ def _is_table(path: Path) -> bool:
 
 
 def _in_order(found: LabelledSet) -> LabelledSet:
-    """Sort images by the names of class and file, so that the same images give the same file in any row order.
+    """Sort images by class and file name, so that the same images give the same file in any row order.
 
-    Folders number their classes as tables do: names that are numbers are sorted by value.
+    Classes are numbered in the same way for folders and tables: names that are numbers are sorted by value.
 
     Embedded images in parquet files keep their order, in which they are read row group by row group.
     """

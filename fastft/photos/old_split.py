@@ -1,4 +1,4 @@
-"""The split of an earlier run: its images stay on the side on which that run had them.
+"""An earlier run's split: its images stay on the side on which that run had them.
 
 Otherwise, a run that starts from another run's weights would be evaluated on images that its tower was trained on.
 Images are recognised by their content, because a corrected label moves a file to another class folder.
@@ -26,7 +26,7 @@ SIDES = {"train": TRAIN, "val": VAL}
 
 @dataclass(frozen=True)
 class OldSplit:
-    """The sides of an earlier run's images, by content.
+    """On which sides an earlier run's images were, by content.
 
     Attributes:
         images: how many there are.
@@ -45,7 +45,7 @@ class OldSplit:
         return np.array([self.by_content.get(text, NEW) for text in texts], np.int8)
 
     def describe(self, sides: np.ndarray, held: np.ndarray) -> str:
-        """Return a log line: what became of the earlier run's images, and of the new ones."""
+        """Return a log line: on which sides the earlier run's images and the new ones are."""
         known, new = int((sides != NEW).sum()), int((sides == NEW).sum())
         parts = [f"{known:,} images keep the side (training or validation) that they had in {self.run}"]
         if new:
@@ -59,7 +59,7 @@ class OldSplit:
 
 
 def read_old_split(recipe: AskedRecipe) -> OldSplit | None:
-    """Read the split of the run that `model.weights` names, directly or by a checkpoint or file in it.
+    """Read the split in the run that `model.weights` names, directly or by a checkpoint or file in it.
 
     Returns None for other weights, and for a run without a split.csv.
 
@@ -71,7 +71,10 @@ def read_old_split(recipe: AskedRecipe) -> OldSplit | None:
     run = next((place for place in (weights, *weights.parents[1:3]) if (place / "checkpoints").is_dir()), None)
     if run is None:
         return None
-    places = {run / "data" / SPLIT: False, run.parent / "data" / SPLIT: True}  # the second: `run` is a refit in its run
+    places = {
+        run / "data" / SPLIT: False,
+        run.parent / "data" / SPLIT: True,
+    }  # the second: `run` is a refit inside its first run
     path, saw_all = next(((place, of_refit) for place, of_refit in places.items() if place.is_file()), (None, False))
     if path is None:
         return None

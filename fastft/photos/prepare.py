@@ -53,13 +53,13 @@ from fastft.run.run_directory import run_folder
 from fastft.run.said import Say
 from fastft.run.start_weights import with_run_weights
 
-LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
+LEAST_LONG_SIDE = 500  # pixels, ImageNet's usual size
 TO_VAL = "val.beton"
 PER_IMAGE_SIZE = 2  # a random crop with half the area still has more pixels than the model sees
 
 
 def count_photos(recipe: AskedRecipe) -> tuple[Images, Sequence[str]]:
-    """Return (the images as `prepare_data` splits them; warnings about them), without converting or writing anything.
+    """Return (the images as `prepare_data` splits them, warnings about them), without converting or writing anything.
 
     Raises:
         UserError: as `prepare_data`.
@@ -82,19 +82,21 @@ def prepare_data(
     run: Path | None = None,
     check: Callable[[AskedRecipe], None] = check_model,
 ) -> tuple[AskedRecipe, Images | None]:
-    """Return (the recipe with .beton files, or subsets of one, as `data.train` and `data.val`; the images' source).
+    """Convert or divide the images, and return (the recipe, the images' source).
 
-    The source is None for .beton files that are used as they are. `fastft.run.inputs.open_inputs` opens the files.
+    In this recipe, `data.train` and `data.val` are .beton files, or subsets of one. The source is None for .beton files
+    that are used as they are. `fastft.run.inputs.open_inputs` opens the files.
 
     Args:
-        world: the processes of a run, which all call this. Process 0 prepares, and the others wait. None: only this
-            process.
+        world: the run's processes, which all call this. Process 0 prepares, and the others wait. None stands for this
+            process alone.
         run: a folder to use instead of the run directory, for several runs on the same images.
-        check: called with the number of images and classes in the recipe, before photographs are converted.
+        check: called with a recipe that has the numbers of images and classes, before photographs are converted.
 
     Raises:
-        UserError: no such file, or as `check_photos` and `write_beton`; the images have changed since the run's first
-            checkpoint; another process uses the folder; `data.num_classes` on the command line contradicts the images.
+        UserError: a file does not exist, the images have changed since the run's first checkpoint, another process uses
+            the folder, `data.num_classes` on the command line contradicts the images, or `check_photos` or `write_beton`
+            raises it.
     """
     _check_paths(recipe)  # before weights are fetched
     needed = needs_preparation(recipe)
@@ -215,7 +217,7 @@ def _images(photos: str, found: Split) -> Images:
 
 
 def _listed(recipe: AskedRecipe) -> tuple[LabelledSet, LabelledSet | None]:
-    """Return the photographs in `data.train`, and those in `data.val` or a split of `data.train`, if there is one."""
+    """Return the photographs in `data.train`, and in `data.val` or in the validation split of `data.train`, if any."""
     single = MULTI_LABEL in recipe.given and not recipe.data.multi_label
     train, val = open_sets(str(recipe.data.train), single)
     if recipe.data.val is not None:
@@ -227,7 +229,7 @@ def _listed(recipe: AskedRecipe) -> tuple[LabelledSet, LabelledSet | None]:
 
 
 def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
-    """Raise UserError if the run directory is below class folders, where its pictures would be photographs next time."""
+    """Raise UserError if the run directory is below class folders, where its pictures would be read as photographs."""
     if photographs is None or photographs.source.kind != "folder":
         return
     if run.resolve().is_relative_to(Path(str(photographs.source.root)).resolve()):

@@ -16,14 +16,14 @@ from beton_tools.sources import Source
 from beton_tools.sources.base import FileSpan, SpanSource
 
 CHUNK = 64  # images per task
-END = 256  # bytes at the end of an image, which differ for nearly all images that have the same size
+END = 256  # an image's last bytes, which differ for nearly all images that have the same size
 
 
 def content_ids(sources: Sequence[Source]) -> list[np.ndarray]:
     """Return a number per image for each source. Numbers are equal for images with identical bytes, across all sources.
 
-    Images are read only if another one has the same size, and whole only if it ends alike. Images that cannot be read
-    have numbers of their own, and converting them gives the reason.
+    An image is read only if another one has the same size, and read whole only if both end alike. Images that cannot be
+    read get different numbers, and converting them gives the reason.
     """
     known = [source.contents for source in sources if source.contents is not None]
     if len(known) == len(sources):
@@ -60,7 +60,7 @@ def contents(source: Source) -> list[str]:
 
 
 def old_contents(source: Source) -> list[str]:
-    """Return what split.csv had before content ids: size and CRC-32 of the end, or "" if the image cannot be read.
+    """Return what split.csv had before content ids: size and CRC-32 of the last bytes, or "" for unreadable images.
 
     Different images may have equal texts, such as bitmaps with borders.
     """
@@ -97,7 +97,7 @@ def _end_crc32(source: Source, i: int, size: int) -> int:
 
 
 def _sizes(source: Source) -> np.ndarray:
-    """Return the bytes of every image, or -1 if only reading tells."""
+    """Return how many bytes each image has, or -1 if only reading tells."""
     count = len(source.names)
     if not count or not isinstance(source.locate(0), FileSpan):
         return np.full(count, -1, np.int64)

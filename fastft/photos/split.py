@@ -1,4 +1,4 @@
-"""The training and validation images of a folder or table, their classes, and warnings about them."""
+"""A folder's or table's training and validation images, their classes, and warnings about them."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ from fastft.photos.same_images import content_ids, contents
 
 MOVING_SUFFIXES = (".gif", ".webp", ".tif", ".tiff")
 MOST_READ = 2000  # files that may be animations
-LEAST_PER_CLASS = 2  # images on average, if the names of all classes are numbers
+LEAST_PER_CLASS = 2  # images on average, if all class names are numbers
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def split_photos(found: Split, holds_out: bool = True, old: OldSplit | None = No
 
     Args:
         holds_out: without `val`, take validation images from `train`.
-        old: the split of an earlier run, which is kept.
+        old: an earlier run's split, which is kept.
     """
     train, val = found.train, found.val
     if val is None and holds_out:
@@ -100,7 +100,7 @@ def choose_held_out(found: LabelledSet, old: OldSplit | None = None) -> tuple[np
     """Choose the images to hold out, by class. Identical and grouped images stay on one side.
 
     Returns:
-        (the images to hold out, bool (N,); warnings; a line about `old`).
+        (images to hold out: bool (N,), warnings, a line about `old`).
     """
     (ids,) = content_ids([found.source])
     warnings = _small_classes(found) + data_warnings(describe_photos(found, ids))
@@ -139,7 +139,7 @@ def split_table(rows: Iterable[tuple[str, str, str, str]]) -> str:
 
 
 def describe_sides(data: str, train: int, classes: int, val: int, split: Path | None) -> str:
-    """Describe the numbers of images in one line. split: the hold-out's split.csv; None if no images were held out."""
+    """Describe how many images there are, in one line. split: the hold-out's split.csv, or None without a hold-out."""
     source = f"{data}: {counted(train, 'training images')} of {counted(classes, 'classes')}"
     if not val:
         return source
@@ -148,7 +148,7 @@ def describe_sides(data: str, train: int, classes: int, val: int, split: Path | 
 
 
 def _text_order(found: LabelledSet) -> np.ndarray:
-    """Return labels in alphabetical order of the class names, as folders have them: int64 (N,).
+    """Return labels that number the class names alphabetically, as for folders: int64 (N,).
 
     Multi-label: see `strata`.
 
@@ -179,7 +179,7 @@ def describe_photos(found: LabelledSet, ids: np.ndarray) -> Labelled:
 
 
 def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[Warned]]:
-    """Return (the images whose files exist; the names of the others, which only a table can list; warnings)."""
+    """Return (images whose files exist, names of the others, warnings). Only a table can list files that do not exist."""
     source = found.source
     if source.kind != "table":
         return found, [], []
@@ -203,7 +203,7 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[Warned]]
 
 
 def _without_heic(found: LabelledSet) -> tuple[LabelledSet, list[Warned]]:
-    """Drop HEIC images if they cannot be read, so that none of them is held out. Also returns a warning about them."""
+    """Drop HEIC images if they cannot be read, so that none is held out. Also returns a warning about them."""
     if reads_heic():
         return found, []
     heic = np.array([name.lower().endswith(HEIC_SUFFIXES) for name in found.source.names])
@@ -233,7 +233,7 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[Warned]]:
 
 
 def _with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
-    """Give the validation set the training classes' labels. Raises UserError: an image has another class."""
+    """Give the validation set the training classes' labels. Raises UserError if an image has another class."""
     source, known = val.source, set(classes)
     found = {source.classes[label] for label in np.flatnonzero(count_classes(source.labels)).tolist()}
     unknown = sorted(found - known)
@@ -257,7 +257,7 @@ def _unused(found: LabelledSet) -> list[Warned]:
         return list(map(Warned, found.unused))
     count = sum(left_out.values())
     are = "s are" if count > 1 else " is"
-    what = f"{count:,} file{are} of a kind that is not read, and left out: {by_suffix(left_out)}"
+    what = f"{count:,} file{are} left out, because fastft cannot read the format: {by_suffix(left_out)}"
     return list(map(Warned, [*found.unused, f"{root}: {what}"]))
 
 
@@ -275,7 +275,7 @@ def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[Warned]:
 
 
 def warn_of_moving(found: LabelledSet) -> list[Warned]:
-    """Warn of animations and files with several pages, without converting.
+    """Warn about animations and files with several pages, without converting.
 
     Only files whose suffix allows it are read, and at most MOST_READ, because this is for `fastft explain`.
     """

@@ -1,4 +1,4 @@
-"""`RUN/data/prepared.json`: what the files in `RUN/data` were made from, so that they are used again or made anew."""
+"""`RUN/data/prepared.json`: what the files in `RUN/data` were made from, which decides if they can be reused."""
 
 import json
 import os
@@ -23,22 +23,22 @@ from fastft.run.said import Say
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
 RUNS = ("", "*/", "runs/*/")  # where runs that use the files lie: a run, named rows of `fastft sweep`, and others
-TRAINED = ("checkpoints/step-*", "result.json")  # in a run that has begun, and in one that has ended
+TRAINED = ("checkpoints/step-*", "result.json")  # what a run has once it has begun, and once it has ended
 MAX_PREPARED_BYTES = 64 << 20  # limit for prepared.json
 
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """What a preparation was made from. Its files are reused until something of it changes.
+    """What a preparation was made from. The files are reused until these inputs change.
 
     Attributes:
-        data: path of the images, for messages.
-        images: hash of the images at `data`.
-        val: hash of the images at `data.val`, or "".
-        longest_side: limit for the sides of stored images, in pixels. None if images are not converted.
+        data: path to the images, for messages.
+        images: hash over the images at `data`.
+        val: hash over the images at `data.val`, or "".
+        longest_side: limit for stored images' sides, in pixels. None if images are not converted.
         background: colour under transparent pixels.
         old: name of the run whose split is kept, or "".
-        old_split: hash of that split. Empty in records of fastft 0.3.
+        old_split: hash over that split. Empty in records from fastft 0.3.
     """
 
     data: str
@@ -66,9 +66,9 @@ class Made(Document):
 
     Attributes:
         summary, warnings: lines that every call prints.
-        about: what each warning is about. Empty in records of fastft 0.3.
-        files: their names in the folder.
-        held_out: positions in the .beton, if no image was converted.
+        about: what each warning is about. Empty in records from fastft 0.3.
+        files: the files' names in the folder.
+        held_out: the held-out images' positions in the .beton, if no image was converted.
     """
 
     summary: list[str]
@@ -89,16 +89,16 @@ class Made(Document):
 
 
 class Prepared(Document):
-    """The content of prepared.json. made: None while the preparation has not ended."""
+    """The content of prepared.json. made: None until the preparation has ended."""
 
     inputs: MadeFrom
     made: Made | None = None
 
 
 def prepare_once(folder: Path, inputs: MadeFrom, say: Say, check: Callable[[], None], make: Callable[[], Made]) -> Made:
-    """Return what the preparation of `inputs` in `folder` made. It is carried out if no complete one is there.
+    """Prepare `inputs` in `folder`, unless a complete preparation is there already, and return the result.
 
-    Its summary and warnings are printed.
+    The result's summary and warnings are printed.
 
     Args:
         check: called before anything is written.
@@ -164,10 +164,10 @@ def _begin(folder: Path, inputs: MadeFrom, say: Say, stored: Prepared | None, ch
 
 
 def _read(folder: Path) -> Prepared | None:
-    """Return the content of prepared.json. None if there is none, or if it is damaged.
+    """Return the content of prepared.json, or None if the file is absent or damaged.
 
     Raises:
-        UserError: it is no regular file, not readable, or too large.
+        UserError: it is not a regular file, cannot be read, or is too large.
     """
     if not os.path.lexists(folder / PREPARED):
         return None

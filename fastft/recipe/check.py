@@ -1,4 +1,4 @@
-"""Convert and check the value of one option by its type, limits and choices."""
+"""Convert and check an option's value by its type, limits and choices."""
 
 import dataclasses
 import math
@@ -40,7 +40,8 @@ class OptionChecker(Checker):
     def check(self, value: Any) -> Any:
         """Return the value converted to the option's type, or `AUTO`.
 
-        Raises ValueError, TypeError, KeyError, OverflowError: wrong type, out of range, or none of the choices.
+        Raises ValueError, TypeError, KeyError or OverflowError if the type is wrong, or the value is outside its range or
+        not among the choices.
         """
         if isinstance(value, dict) or (isinstance(value, list) and self.type is not tuple):
             raise TypeError("wrong type")
@@ -131,7 +132,7 @@ def show_value(value: Any) -> str:
 
 
 def fastargs_config() -> fastargs.Config:
-    """Return the schema as fastargs sections, in a configuration of its own (not fastargs' global one)."""
+    """Return the schema as fastargs sections, in a separate configuration (not fastargs' global one)."""
     config = fastargs.Config()
     for section, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls)

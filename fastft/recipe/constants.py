@@ -7,10 +7,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
 
-CROPS = ("rrc", "src")  # random resized crop; simple resize crop (DeiT III)
+CROPS = ("rrc", "src")  # random resized crop, simple resize crop (DeiT III)
 BICUBIC, BILINEAR = INTERPOLATIONS = ("bicubic", "bilinear")
 SHORTEST, SQUASH = RESIZES = ("shortest", "squash")  # before evaluation's centre crop: keep the shape, or make a square
-# after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
+# after normalisation: 0, one N(0, 1) colour per box, or N(0, 1) per pixel
 ERASE_MODES = ("const", "rand", "pixel")
 IMAGE_SIZE, EPOCHS, STOP_EPOCH, BUDGET = "model.image_size", "schedule.epochs", "schedule.stop_epoch", "schedule.budget"
 EVAL_IMAGE_SIZE = "train.eval_image_size"
@@ -23,7 +23,7 @@ MAX_ERASE = 4  # erased boxes per image, which is the size of a plan's field
 
 RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # order of the samples in an epoch
 NONE, SQRT, BALANCED = REBALANCING = ("none", "sqrt", "balanced")  # per image in a class: 1, 1 / sqrt(n) or 1 / n
-# three blocks are in memory at a time; an ImageNet block at 500 px has 9,000 images, with 128 pages
+# three blocks are in memory at a time. An ImageNet block at 500 px has 9,000 images, with 128 pages
 BLOCK_MIB = 1024
 
 TIMM = "timm/"  # start of a `model.arch` that names a timm model

@@ -15,7 +15,7 @@ OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
 
 @cache
 def hub_failure() -> str:
-    """Return why the hub cannot be reached, so that only its cache is used; "" if it answers or must not be asked.
+    """Return why the hub cannot be reached, so that only its cache is used. "" if it answers or must not be asked.
 
     The hub is asked once, because its client would try again for half a minute for every file.
     """

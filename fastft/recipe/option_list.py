@@ -1,4 +1,4 @@
-"""`fastft options`: every option of a recipe with its default, limits, meaning, and value in the paper's runs."""
+"""`fastft options`: every recipe option with its default, limits, meaning, and value in the paper's runs."""
 
 import dataclasses
 import typing
@@ -23,7 +23,7 @@ class OptionInfo:
     default: str
     limits: str
     meaning: str
-    paper: str | None  # in the paper's runs; None if they do not say
+    paper: str | None  # the value in the paper's runs. None if they do not say
 
 
 def list_options(selection: str | None = None) -> list[OptionInfo]:

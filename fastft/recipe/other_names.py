@@ -1,6 +1,6 @@
 """Other libraries' names for our options, to guess what was meant.
 
-The names are those of timm, Ultralytics, transformers, Lightning and DeiT.
+The names come from timm, Ultralytics, transformers, Lightning and DeiT.
 """
 
 OTHER_NAMES = {
@@ -59,7 +59,7 @@ OTHER_NAMES = {
     for name in names.split()
 }
 
-# names that no option has, and what to do instead; no similar option is suggested for them
+# names that no option has, and what to do instead. No similar option is suggested for them
 WITHOUT_OPTION = {
     name: advice
     for advice, names in {

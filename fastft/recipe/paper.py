@@ -1,4 +1,4 @@
-"""The paper's hyperparameters for its two towers, from which the rules for other towers and numbers of images start."""
+"""The paper's hyperparameters for its two towers. Rules for other towers and other datasets start from them."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ LARGE_TIMM = ("_large", "_xlarge", "_huge", "_giant", "_gigantic", "_enormous", 
 
 
 def paper_recipe(recipe: Recipe) -> PaperRecipe:
-    """Return the paper's recipe for whichever of its two towers is nearest."""
+    """Return the paper's recipe for the nearest of its two towers."""
     arch = recipe.model.arch
     if arch.startswith(TIMM):
         return LARGE if any(size in arch for size in LARGE_TIMM) else BASE
@@ -38,5 +38,5 @@ def paper_recipe(recipe: Recipe) -> PaperRecipe:
 
 
 def square_root_lr(recipe: Recipe) -> float:
-    """Return the paper's learning rate times the square root of the batch, relative to the paper's batch."""
+    """Return the paper's learning rate times sqrt(batch size / the paper's batch size)."""
     return paper_recipe(recipe).lr * math.sqrt(recipe.optim.batch_size / PAPER_BATCH)

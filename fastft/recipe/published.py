@@ -1,4 +1,4 @@
-"""How weights want their images: what whoever published them states about normalisation, resizing and cropping."""
+"""The normalisation, resizing and cropping that are published with weights."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,8 +16,8 @@ from fastft.recipe.hub import CONFIG, HUB, OPEN_CLIP_CONFIG, download
 from fastft.recipe.open_clip_files import open_clip_tags
 
 MAX_BYTES = 256 << 20  # a checkpoint's state holds class names
-STATE = "state.json"  # beside a checkpoint's weights, with the recipe of their run
-PREPROCESSOR = "preprocessor_config.json"  # of transformers
+STATE = "state.json"  # beside a checkpoint's weights, with their run's recipe
+PREPROCESSOR = "preprocessor_config.json"  # the name that transformers uses
 OPENAI = "openai"
 RESIZE_MODES = {"shortest": SHORTEST, "center": SHORTEST, "squash": SQUASH}  # open_clip's and timm's words
 RESAMPLE = {2: BILINEAR, 3: BICUBIC}  # Pillow's numbers, in transformers' files
@@ -27,14 +27,14 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image to the model's input, as it is published with weights. The options that take it over check the values.
+    """From an image to the model's input, as published with weights. The options that adopt the values check them.
 
     Attributes:
         mean, std: per channel, for pixels in 0..1.
         interpolation: "bicubic" or "bilinear", both antialiased.
         crop_pct: for evaluation, the centre crop as a fraction of the resized side or sides.
         resize: for evaluation, "shortest" resizes the short side, "squash" resizes the image to a square.
-        source: where they are stated, in words. What is not stated there is CLIP's.
+        source: where the values are stated, in words. Values that are not stated there are CLIP's.
     """
 
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -47,17 +47,17 @@ class Preprocessing:
     def in_words(self) -> str:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         square = "the whole image squashed to a square" if self.resize == SQUASH else "the central square"
-        part = "" if self.crop_pct == 1 else f", of which {self.crop_pct:g} along each side"
+        part = "" if self.crop_pct == 1 else f", cropped to {self.crop_pct:g} along each side"
         return f"mean {mean}, standard deviation {std}, {self.interpolation}, evaluated on {square}{part}"
 
 
 def published_preprocessing(arch: str, weights: str) -> Preprocessing:
     """Return what is published for `model.weights`, or else for `model.arch`, or else CLIP's values.
 
-    It is stated by open_clip for its tags, by timm for its models, by the configuration in a folder, beside a file or in a
-    repository of the hub, by the header of an export, and by the recipe in a checkpoint. Neither the weights nor a network
-    are used, except that a hub repository's configuration is downloaded if the hub's cache does not have it. A run
-    directory states nothing: `with_run_weights` names the checkpoint that it means.
+    The values are stated by open_clip for its tags, by timm for its models, by the configuration in a folder, beside a file
+    or in a hub repository, by an export's header, and by the recipe in a checkpoint. The weights are not read, and nothing
+    is downloaded except a hub repository's configuration that the hub's cache does not have. A run directory states nothing:
+    `with_run_weights` names the checkpoint that it stands for.
     """
     for stated, source in _statements(arch, weights):
         if stated:
@@ -111,7 +111,7 @@ def _of_hub(weights: str) -> tuple[Values, str]:
 
 
 def _of_folder(folder: Path) -> tuple[Values, str]:
-    """Return what the configurations of open_clip, timm and transformers in a folder state."""
+    """Return what configurations in a folder state, as open_clip, timm or transformers write them."""
     if stated := _part(_read(folder / OPEN_CLIP_CONFIG), "preprocess_cfg"):
         return stated, f"preprocess_cfg of {folder}/{OPEN_CLIP_CONFIG}"
     config = _read(folder / CONFIG)
@@ -121,7 +121,7 @@ def _of_folder(folder: Path) -> tuple[Values, str]:
 
 
 def _of_transformers(config: Values) -> Values:
-    """Return the values of a CLIPImageProcessor under timm's names."""
+    """Return a CLIPImageProcessor's values under timm's names."""
     if "image_mean" not in config:
         return {}
     size, crop = config.get("size"), config.get("crop_size")
@@ -154,7 +154,7 @@ def _of_checkpoint(weights: Path) -> tuple[Values, str]:
 
 
 def _of_header(weights: Path) -> tuple[Values, str]:
-    """Return what the header of fastft's export to safetensors states."""
+    """Return what the header in fastft's export to safetensors states."""
     if weights.suffix != ".safetensors":
         return {}, ""
     with suppress(OSError, SafetensorError, ValueError, RecursionError):
@@ -168,7 +168,7 @@ def _preprocessing(stated: Values, source: str) -> Preprocessing:
     known = {key: value for key, value in stated.items() if value is not None}
     values: dict[str, Any] = {key: _per_channel(known[key]) for key in ("mean", "std") if key in known}
     if "interpolation" in known:
-        # timm and open_clip evaluate with bicubic where training draws one of several
+        # where training draws the interpolation at random, timm and open_clip evaluate with bicubic
         values["interpolation"] = BICUBIC if known["interpolation"] == "random" else known["interpolation"]
     if "crop_pct" in known:
         values["crop_pct"] = known["crop_pct"]
@@ -179,14 +179,14 @@ def _preprocessing(stated: Values, source: str) -> Preprocessing:
 
 
 def _per_channel(value: Any) -> Any:
-    """Return three numbers for one, as open_clip does. What is neither is refused by the option that takes it over."""
+    """Return three numbers for a single one, as open_clip does. The option that adopts the value refuses anything else."""
     if isinstance(value, list | tuple):
         return tuple(value)
     return (value,) * 3 if isinstance(value, int | float) else value
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object. A file that is missing or damaged states nothing; where the model is built it is refused."""
+    """Read a JSON object. A missing or damaged file states nothing. It is refused later, when the model is built."""
     with suppress(OSError, ValueError, RecursionError):
         found = json.loads(read_regular(path, MAX_BYTES).decode("utf-8"))
         return found if isinstance(found, dict) else {}

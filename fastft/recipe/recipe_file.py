@@ -1,6 +1,6 @@
 """Find and read recipe files.
 
-A recipe is named by its path, by the bare name of a recipe that comes with fastft (`final_b16`), or as a row of a table:
+You name a recipe by its path, by its bare name if it comes with fastft (`final_b16`), or as a row in a table:
 `rcp/tables/02_lr.yaml[1e-5]`, `02_lr[1e-5]`. If there is no file `rcp/...`, the one that comes with fastft is read.
 `extends`, and `base` and `recipe` in tables, take the same forms, relative to the file that contains them.
 """
@@ -16,7 +16,7 @@ from fastft.recipe.tables import Row, Sweep, is_sweep, load_sweep, row_needed, s
 from fastft.recipe.yaml_file import read_yaml
 
 EXPECTED = "a recipe (YAML)"
-MAX_CHAIN = 32  # other recipes that a recipe extends, directly or through others; in rcp/ at most 3
+MAX_CHAIN = 32  # other recipes that a recipe extends, directly or through others (in rcp/ at most 3)
 _PACKAGE = Path(__file__).parents[1]
 # inside the package in a wheel, beside it in a checkout
 RECIPES = _PACKAGE / "rcp" if (_PACKAGE / "rcp").is_dir() else _PACKAGE.parent / "rcp"
@@ -25,10 +25,10 @@ TABLES = RECIPES / "tables"
 
 @dataclass(frozen=True)
 class Layer:
-    """Options that are set by one file, one row of a table, or the command line."""
+    """Options that are set by one file, by one row in a table, or by the command line."""
 
     where: str  # for error messages
-    # `section.option` -> value as written; `section` -> what the file has there instead of options
+    # `section.option` -> value as written, or `section` -> what the file has there instead of options
     values: Mapping[str, object]
 
 
@@ -44,8 +44,8 @@ def read_recipe(reference: str | Path) -> RecipeFile:
     """Read a recipe with everything that it extends.
 
     Raises:
-        UserError: no such file or row (with the nearest name), a table without a row, a file that is not a recipe, or
-            recipes that extend one another in a circle or more than MAX_CHAIN deep.
+        UserError: there is no such file or row (with the nearest name), a table has no row selected, a file is not a recipe,
+            or recipes extend one another in a circle or more than MAX_CHAIN deep.
     """
     return _read(str(reference), Path(), ())
 
@@ -145,7 +145,7 @@ def _read_file(path: Path, chain: tuple[str, ...]) -> RecipeFile:
         if isinstance(entries, dict):
             values |= {f"{section}.{key}": value for key, value in entries.items()}
         else:
-            values[section] = entries  # fastft.recipe, which knows the names of sections, refuses this
+            values[section] = entries  # fastft.recipe, which knows the section names, refuses this
     return RecipeFile(path.stem, (*layers, Layer(str(path), _with_arch_file(values, folder))))
 
 

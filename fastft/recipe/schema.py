@@ -35,7 +35,7 @@ MAX_BATCH = 2**20
 MAX_EPOCHS = 100_000
 MAX_COUNT = 2**31 - 1  # steps or epochs between two events
 MINUTES_PER_YEAR = 525_600.0
-PUBLISHED = "published"  # written instead of a value that is stated with the weights
+PUBLISHED = "published"  # stands for a value that is published with the weights
 
 
 def option(
@@ -63,10 +63,10 @@ def option(
         changes_accuracy: see `neutral`.
         resumable: may have another value when a run is resumed, because it does not change what a step computes. For
             data, the images are compared instead.
-        changes_result: a resumable option that decides how long is trained, or which epochs and weights are evaluated.
-            A finished run with another value has another result.
-        per_host: may differ between the processes of a run: where a host's files are, and how it computes.
-        published: accepts `published`, this field of the `Preprocessing` that is stated with the weights.
+        changes_result: a resumable option that decides how long the run trains, or which epochs and weights are
+            evaluated. A finished run with another value has another result.
+        per_host: may differ between a run's processes: where a host's files are, and how it computes.
+        published: accepts `published`, which stands for this field in the `Preprocessing` published with the weights.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
@@ -455,7 +455,7 @@ class Choice:
     """A value that nobody gave: what an option was set to, why, and the numbers that decided.
 
     Attributes:
-        evidence: what was measured, as JSON values. None if a rule decided by the number of images.
+        evidence: what was measured, as JSON values. None if a rule decided from the recipe alone.
     """
 
     option: str
@@ -466,7 +466,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A value for every option, which is all that most of fastft reads. `name` is the file's stem, or a table row's name."""
+    """A value for every option. Most of fastft reads nothing else. `name` is the file's stem, or a table row's name."""
 
     name: str
     data: Data
@@ -530,7 +530,7 @@ class Recipe:
 
     @property
     def evaluations(self) -> int:
-        """Number of evaluations over the whole run."""
+        """How many evaluations the whole run has."""
         return self.evaluations_after(0)
 
     def evaluations_after(self, epoch: int) -> int:

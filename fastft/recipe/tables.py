@@ -27,11 +27,11 @@ class Row:
 
     label: str
     series: str = ""
-    recipe: str | None = None  # recipe or row that this row starts from; None: the table's base
+    recipe: str | None = None  # recipe or row that this row starts from. None: the table's base
     values: Mapping[str, Any] = field(default_factory=dict)  # `section.option` -> value as written
-    name: str | None = None  # the recipe's name; None if the row is another recipe unchanged
+    name: str | None = None  # the recipe's name. None if the row is another recipe unchanged
     number: str = "ema"
-    paper: float | None = None  # top-1 in percent; None if the paper gives no value
+    paper: float | None = None  # top-1 in percent. None if the paper gives no value
 
     @property
     def title(self) -> str:
@@ -46,17 +46,17 @@ class Sweep:
     rows: tuple[Row, ...]
     path: Path
     base: str | None = None
-    selected: Row | None = None  # the only row to train; None: all
+    selected: Row | None = None  # the only row to train. None: all
     named: bool = False  # run directories are named after the rows, not by a key
 
     @property
     def series(self) -> list[str]:
-        """The lines of the table, in its order."""
+        """The table's lines, in its order."""
         return list(dict.fromkeys(row.series for row in self.rows))
 
     @property
     def labels(self) -> list[str]:
-        """The columns of the table, in its order."""
+        """The table's columns, in its order."""
         return list(dict.fromkeys(row.label for row in self.rows))
 
     def reference(self, row: Row) -> str:
@@ -72,7 +72,7 @@ def split_reference(reference: str) -> tuple[str, str | None]:
 
 
 def is_sweep(document: Mapping[str, Any]) -> bool:
-    """True for the contents of a sweep file, even with mistakes in it. False for the contents of a recipe."""
+    """True for a sweep file's contents, even with mistakes in it. False for a recipe's contents."""
     return not {"title", "rows"}.isdisjoint(document)
 
 
@@ -104,7 +104,7 @@ def load_sweep(path: Path) -> Sweep:
 
 
 def select_row(sweep: Sweep, text: str) -> Sweep:
-    """Return the sweep with one row selected by its label, by 'series, label', or by the name of its recipe.
+    """Return the sweep with one row selected by its label, by 'series, label', or by its recipe's name.
 
     Raises:
         UserError: no such row (with the nearest one), or several.
@@ -171,7 +171,7 @@ def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
     value = entry.get(key)
     try:
         return None if value is None else one_line(value)
-    except (AttributeError, ValueError):  # not a text, or with several lines
+    except (AttributeError, ValueError):  # not a text, or more than one line
         raise UserError(f"{where}: {key} is {shown(value)}. It must be a text on one line") from None
 
 

@@ -20,12 +20,12 @@ NO_DATA = "no training data. Set --data.train to a .beton file, a folder with a 
 
 
 def is_imagenet(recipe: Recipe) -> bool:
-    """True if the recipe has ImageNet's number of classes and of training images."""
+    """True if the recipe has ImageNet's numbers of classes and training images."""
     return (recipe.data.num_classes, recipe.data.train_size) == (CLASSES, IMAGENET_TRAIN_SIZE)
 
 
 def expected_top1(recipe: Recipe) -> float | None:
-    """Return the recipe's expected accuracy. None if it has none, or for other data than ImageNet."""
+    """Return the recipe's expected accuracy. None if it has none, or if its data are not ImageNet."""
     return recipe.about.top1 if is_imagenet(recipe) else None
 
 
@@ -33,13 +33,13 @@ def describe_expectation(recipe: Recipe) -> str:
     """Return the expected accuracy with its source, or why there is none."""
     if recipe.about.top1 is None:
         return recipe.about.source or NO_EXPECTATION
-    if not is_imagenet(recipe):  # the training file has another number of images than the recipe says
+    if not is_imagenet(recipe):  # the training file does not have as many images as the recipe says
         return f"{NO_EXPECTATION}: differs in data.train_size"
     return f"expected {recipe.about.top1:g} % top-1 ({recipe.about.source})"
 
 
 def assumed_val_images(recipe: Recipe) -> int:
-    """Return the number of validation images: ImageNet's 50,000, or for other data the same fraction."""
+    """Return how many validation images are assumed: ImageNet's 50,000, or for other data the same fraction."""
     return round(recipe.data.train_size * VAL_IMAGES / IMAGENET_TRAIN_SIZE)
 
 
@@ -52,8 +52,8 @@ class Images:
 
     Attributes:
         title: names the training images in messages.
-        train, val: how many are trained and validated on. The images of `data.selection_share` count as `train`.
-        classes: of the training images.
+        train, val: how many are trained and validated on. Images that `data.selection_share` reserves count as `train`.
+        classes: how many classes the training images have.
         is_named: the classes have names. Otherwise there may be more classes than the labels show.
         multi_label: an image may have several labels.
         reading: how the labels were read, if that is not obvious. See `beton_tools.sources.Source`.

@@ -24,11 +24,11 @@ class Baseline(Document, omit_defaults=True):
         penalty, scale: of the ridge regression.
         seconds: time for computing features, fitting and evaluation.
         raw: scores on the validation images, if there are any.
-        selection: scores on the images of `data.selection_share`, if there are any.
+        selection: scores on the images that `data.selection_share` reserves, if there are any.
         request: what the run was asked for (`fastft.run.inputs.Inputs.request`). Not in result.json.
-        right: whether the probe classifies each image that compares weights correctly, as bits in hexadecimal digits.
-            Not in result.json.
-        image_size: set for the larger probe.
+        right: one bit for each image that compares weights, in hexadecimal digits: whether the probe classifies it
+            correctly. Not in result.json.
+        image_size: set only for the larger probe.
         larger: the linear probe at a larger image size than the run trains at, if there is one.
     """
 
@@ -53,15 +53,15 @@ class Baseline(Document, omit_defaults=True):
         return self if image_size is None else self.larger
 
     def raw_at(self, image_size: int | None) -> Scores | None:
-        """Return the validation scores of the probe that a `WeightChoice` with this `image_size` takes. None without any."""
+        """Return the validation scores of the probe that `at` returns. None if it has no scores."""
         probe = self.at(image_size)
         return None if probe is None else probe.raw
 
     @property
     def scores(self) -> Scores | None:
-        """Scores on the images that compare weights: the left-out ones, else the validation images.
+        """Scores on the images that compare weights: the left-out images, else the validation images.
 
-        None without any.
+        None without either.
         """
         return self.raw if self.selection is None else self.selection.raw
 

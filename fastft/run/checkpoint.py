@@ -1,7 +1,7 @@
 """Checkpoint folders: complete under their name or absent, checked when they are read, and never unpickled.
 
 A checkpoint holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` (moments by parameter name), `state.json`
-(recipe, position, scaler, evaluations, class names) and `checksums.json` (CRC-32 of the other files). It is written under
+(recipe, position, scaler, evaluations, class names) and `checksums.json` (the other files' CRC-32). It is written under
 a temporary name, flushed to disk, then renamed.
 """
 
@@ -41,12 +41,12 @@ Forms = dict[str, tuple[torch.Size, torch.dtype]]
 
 
 class Logged(Document):
-    """The part of the next log line that is known already: an interval of steps.
+    """What the next log line's steps have added up so far.
 
     Attributes:
         loss_sum: mean over processes.
         seconds: duration without pauses.
-        waited: the seconds among them spent waiting for data.
+        waited: how many of these seconds were spent waiting for data.
         split: seconds by part (train/timing.py).
     """
 
@@ -58,7 +58,7 @@ class Logged(Document):
 
 
 class StoredStep(Document):
-    """The way in which steps are computed: fields of `fastft.train.step.StepChoice`, and the device that it was chosen on."""
+    """How steps are computed: the fields of `fastft.train.step.StepChoice`, and the device that it was chosen on."""
 
     mode: str
     attention: str
@@ -66,7 +66,7 @@ class StoredStep(Document):
 
 
 class ScalerState(Document):
-    """The state of a loss scaler, under the names of `torch.amp.GradScaler.state_dict`."""
+    """A loss scaler's state, named as in `torch.amp.GradScaler.state_dict`."""
 
     scale: Positive
     growth_factor: Positive
@@ -94,10 +94,10 @@ class Position(Document):
 class ModelState(Identity, kw_only=True, omit_defaults=True):
     """The part of state.json that is constant in a run.
 
-    It makes a checkpoint usable by itself, because the architecture's file may move, and it tells runs apart.
+    With it a checkpoint can be used by itself, even if the architecture's file has moved, and runs can be told apart.
 
     Attributes:
-        name: of the recipe.
+        name: the recipe's name.
         class_counts: training images by label.
     """
 
@@ -114,7 +114,7 @@ class State(ModelState, kw_only=True, omit_defaults=True):
 
     Attributes:
         progress, scaler: what a run continues from. There is no scaler in bf16 and fp32.
-        evaluation: the weights' evaluation, in the checkpoint of a best epoch.
+        evaluation: the weights' evaluation, in a best epoch's checkpoint.
         average: what `fastft average` made the weights from.
     """
 
@@ -130,12 +130,12 @@ class State(ModelState, kw_only=True, omit_defaults=True):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """The evaluations of the epochs before the checkpoint."""
+        """The evaluations before the checkpoint."""
         return [] if self.progress is None else self.progress.evaluations
 
     @property
     def own_evaluation(self) -> Evaluation | None:
-        """The evaluation of the checkpoint's weights. None if they were not evaluated."""
+        """The checkpoint's own evaluation. None if its weights were not evaluated."""
         if self.evaluation is not None or self.progress is None or self.progress.step:
             return self.evaluation
         return next((e for e in self.evaluations if e.epoch == self.progress.epoch - 1), None)
@@ -198,11 +198,11 @@ def read_checkpoint(path: Path, needed: Sequence[str] = ("model",), resumable: b
     """Read and check a checkpoint folder, to the CPU.
 
     Args:
-        needed: file stems of the tensors to read.
+        needed: stems of the tensor files to read.
         resumable: also check the state that a run continues from.
 
     Raises:
-        UserError: not a checkpoint, another version of the format, or the disk fails.
+        UserError: the folder is not a checkpoint or has another format version, or the disk fails.
         Damaged: a file is missing, broken, or holds something else.
     """
     try:
@@ -239,7 +239,7 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
 
 
 def _check_state(document: Any, resumable: bool) -> State:
-    if isinstance(document, dict) and document.get("scaler") == {}:  # how version 1 said at first that there is none
+    if isinstance(document, dict) and document.get("scaler") == {}:  # version 1 at first stored no scaler as {}
         document = document | {"scaler": None}
     state: State = check(STATE, document, State)
     _check_arch(state.arch)
@@ -262,7 +262,7 @@ def _check_arch(arch: Object) -> None:
 
 
 def stored_recipe(checkpoint: Checkpoint) -> FinalRecipe:
-    """Return the recipe of a checkpoint's run. Raises UserError: this version cannot read it."""
+    """Return the recipe in a checkpoint. Raises UserError if this version cannot read it."""
     try:
         return recipe_from_dict(checkpoint.state.name, checkpoint.state.recipe)
     except UserError as error:
@@ -270,7 +270,7 @@ def stored_recipe(checkpoint: Checkpoint) -> FinalRecipe:
 
 
 def forms(tensors: Mapping[str, Tensor]) -> Forms:
-    """Return the shape and dtype of each tensor."""
+    """Return each tensor's shape and dtype."""
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
@@ -292,7 +292,7 @@ def check_tensors(
             raise Damaged(path, f"{name} of {what} is {form}, expected {tuple(shape)} {dtype}")
 
 
-# folders of checkpoints -----------------------------------------------------------------------------------------------
+# checkpoint folders ---------------------------------------------------------------------------------------------------
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -331,7 +331,7 @@ def _is_checkpoint_name(name: str) -> bool:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what interrupted writes left."""
+    """Remove all but the newest `keep` checkpoints, and what interrupted writes left behind."""
     for old in list_checkpoints(folder)[:-keep]:
         _remove(old)
     for partial in folder.glob(f"{PARTIAL}*"):
@@ -346,14 +346,14 @@ def set_aside(path: Path) -> None:
 
 
 def keep_only(path: Path) -> None:
-    """Remove the other checkpoints of the same kind, also newer ones from before the run was resumed at an older step."""
+    """Remove all other checkpoints of this kind, even newer ones, which remain if a run was resumed at an older step."""
     for other in list_checkpoints(path.parent, path.name.partition("-")[0]):
         if other != path:
             _remove(other)
 
 
 def _remove(path: Path) -> None:
-    """Rename, then remove. An interrupted removal must not leave half a checkpoint under a valid name."""
+    """Rename a checkpoint, then remove it. An interrupted removal must not leave half of it under a valid name."""
     shutil.rmtree(_mark_partial(path), ignore_errors=True)
 
 

@@ -1,17 +1,16 @@
 """Choose which weights of a run are used, by a rule at its end. `find_weights.py` finds them in its run directory.
 
-A run keeps the raw and the EMA weights of its last epochs (`step-*`) and of its best epoch (`best-*`), the head of
-its linear probe, if it starts from one, and perhaps the head of a linear probe at a larger image size. The rule:
+A run keeps raw and EMA weights from its last epochs (`step-*`) and from its best epoch (`best-*`). If it starts from a linear
+probe, it also keeps the probe's head, and perhaps a second probe's head for a larger image size. The rule:
 
 - Take the EMA, as in the paper, unless the raw weights are right on significantly more of the same validation images
   (McNemar's exact test, p < 0.05): then the EMA is not trained yet. If classes have very different sizes, balanced
-  accuracy is compared. The raw weights are also taken if more than half of the EMA are the initial weights, whatever
-  few images say.
-- Take the last epoch, because on few images the best of many epochs is mostly the luckiest: the best of 9 settings
-  gains about 4 points by luck on 200 images at 80 %. From 2,000 validation images on, take the best epoch, as in the
-  paper.
+  accuracy is compared. The raw weights are also taken if the initial weights make up more than half of the EMA, because
+  accuracy on few images then says little.
+- Take the last epoch, because on few images the best epoch is mostly the luckiest: with 200 images and 80 % accuracy, the
+  best of 9 settings gains about 4 points by luck. From 2,000 validation images on, take the best epoch, as in the paper.
 - Take the pretrained tower with the probe's head instead, if it is right on significantly more images (the same test).
-  After fewer than FEW_STEPS steps it is enough that it is right on more images, however few: such runs can lose.
+  After fewer than FEW_STEPS steps, one more image is enough, because such short runs can fall below their probe.
   The probe at a larger image size is compared in the same way. If both are better, the one with the larger lead is taken.
 """
 
@@ -31,7 +30,7 @@ from fastft.run.said import SaidWarning
 
 MOSTLY_INITIAL = 0.5  # above this fraction of initial weights, the raw weights are used instead of the EMA
 LEAST_IMAGES_FOR_BEST = 2000
-# Shorter runs have ended below their linear probe, and no longer one has (docs/measurements/photos.md, A budget in time)
+# Some shorter runs ended below their linear probe, but no longer run did (docs/measurements/photos.md, A budget in time)
 FEW_STEPS = 150
 PROBE_WORDS = "pretrained tower with the linear probe's head"
 
@@ -46,14 +45,14 @@ def choose_weights(
 ) -> WeightChoice | None:
     """Choose which weights to take. Returns the choice with its reason and evidence, or None without an evaluation.
 
-    The images of `data.selection_share` decide if there are any.
+    If `data.selection_share` reserved images, these decide.
 
     Args:
-        best: the evaluation of the best epoch.
-        baseline: the linear probe, if the run starts from one, and the larger one.
-        untrained: the fraction of the initial weights in the EMA.
-        head_only: the tower is not trained, and gets no advice on fine-tuning.
-        steps: of training, until the last evaluation.
+        best: the best epoch's evaluation.
+        baseline: the linear probe, if the run starts from one, and the probe at a larger image size.
+        untrained: the fraction of the EMA that is still initial weights.
+        head_only: the tower is not trained, so advice on fine-tuning is left out.
+        steps: training steps until the last evaluation.
     """
     if not evaluations or best is None:
         return None
@@ -115,7 +114,7 @@ def _epoch(last: Evaluation, best: Evaluation, kind: str) -> tuple[Literal["best
         return LAST, f"the last epoch is used because {images:,} {what} are too few to choose one"
     kept = best.headline[0]  # only the weights that select the best epoch are kept from it
     if kind != kept:
-        return LAST, f"the last epoch is used because only the {WEIGHTS[kept]} of the best one was kept"
+        return LAST, f"the last epoch is used because only the best epoch's {WEIGHTS[kept]} weights were kept"
     return BEST, f"epoch {best.epoch} is the best on {images:,} {what}"
 
 
@@ -144,7 +143,7 @@ ADVICE = (
 
 
 def _describe_loss(lead: Comparison, size: int | None) -> str:
-    """Say what fine-tuning lost. lead: over the probe, which has this image size if it is the larger one."""
+    """Describe what fine-tuning lost. lead: over the probe. size: the probe's image size, if it is the larger probe."""
     points = f"{-lead.gain:.2f} points of {lead.measure}"
     lost = f"fine-tuning lost {points}" if size is None else f"the fine-tuned model is {points} below it"
     lost = f"{lost} (p = {lead.p_value:.2g})"
@@ -157,7 +156,7 @@ def _advise(lead: Comparison, is_probe: bool, size: int | None) -> str:
     Args:
         lead: over the probe.
         is_probe: this probe is used instead.
-        size: its image size, if it is the larger one.
+        size: the probe's image size, if it is the larger probe.
     """
     says = f"fine-tuning changed the {lead.measure} of the linear probe by {lead.gain:+.2f} ± {lead.error:.2f} points"
     if size is not None:

@@ -1,6 +1,6 @@
-"""The evaluations of a run, the score that compares them, and the rule that selects the best epoch.
+"""A run's evaluations, the score that compares them, and the rule that selects the best epoch.
 
-Each class defines the type, format and validation of a part of checkpoints and result.json.
+Each class defines the type, format and validation for a part of checkpoints and result.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from beton_tools.base.typed_json import Count, Document, Number, Numbers, Signed
 from fastft.recipe.constants import EMA, RAW
 
 WEIGHTS = {RAW: "raw", EMA: "EMA"}  # and their names in logs
-SELECTION = "selection"  # prefix for scores on the images of `data.selection_share`
+SELECTION = "selection"  # prefix for scores on the images that `data.selection_share` reserves
 BestBy = Literal["top1", "balanced_accuracy", "map"]
 TOP1: BestBy = "top1"
 BALANCED_ACCURACY: BestBy = "balanced_accuracy"
@@ -32,12 +32,12 @@ class Scores(Document, kw_only=True, omit_defaults=True):
 
     Attributes:
         samples: number of images.
-        loss: mean cross-entropy without label smoothing. Multi-label: also a mean over classes.
-        top1: None if multi-label, where `map` takes its place. top5: None with at most 5 classes.
+        loss: mean cross-entropy without label smoothing. For multi-label files, it is also averaged over classes.
+        top1: None for multi-label files, where `map` takes its place. top5: None with at most 5 classes.
         ece: expected calibration error. `ece_scaled` is the error after dividing the logits by `temperature`. None if
             these were not kept.
-        thresholds: multi-label: a threshold for each class's probability.
-        foreign_below: the logits' log-sum-exp that 95 % of the images reach. None if the logits were not kept.
+        thresholds: for multi-label files, a threshold for each class's probability.
+        foreign_below: 95 % of the images reach this log-sum-exp over their logits. None if the logits were not kept.
     """
 
     samples: Count
@@ -54,11 +54,11 @@ class Scores(Document, kw_only=True, omit_defaults=True):
     foreign_below: Signed | None = None
 
     def value(self, score: str) -> float:
-        """Return one of the scores that this model has."""
+        """Return a score by name. The model must have it."""
         return float(getattr(self, score))
 
     def numbers(self) -> Numbers:
-        """Return the scores that it has, by name."""
+        """Return the scores that the model has, by name."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if isinstance(value, (int, float))}
 
     @property
@@ -74,11 +74,11 @@ class Scores(Document, kw_only=True, omit_defaults=True):
 
 
 class Paired(Document, omit_defaults=True):
-    """Two models on the same images: on how many only the first, or only the second, is right or has more labels right.
+    """Two models on the same images: how often only one of them is right, or has more labels right.
 
     Attributes:
-        balanced_gain: balanced accuracy of the first minus the second's, in points, if class sizes are very different.
-        balanced_error: the standard error of this difference.
+        balanced_gain: the first model's balanced accuracy minus the second's, in points, if class sizes differ a lot.
+        balanced_error: this difference's standard error.
     """
 
     first_only: Count
@@ -88,12 +88,12 @@ class Paired(Document, omit_defaults=True):
 
 
 class ByWeights(Document, kw_only=True, omit_defaults=True):
-    """The scores of raw and EMA weights on the same images. One of them is None if only the other is evaluated.
+    """Scores on the same images for raw and EMA weights. One of them is None if only the other is evaluated.
 
     Attributes:
-        raw_against_ema: None without both.
+        raw_against_ema: None unless both are evaluated.
         against_probe: each kind of weights compared with the linear probe, if there is one.
-        against_larger: the same for the linear probe at a larger image size.
+        against_larger: the same comparison with the linear probe at a larger image size.
     """
 
     raw: Scores | None = None
@@ -114,7 +114,7 @@ class ByWeights(Document, kw_only=True, omit_defaults=True):
         return RAW, self.raw
 
     def check(self, best_by: str) -> None:
-        """Raise ValueError if there are no scores, or not the one that compares epochs."""
+        """Raise ValueError if there are no scores, or if the score that compares epochs is missing."""
         evaluated = [scores for scores in (self.raw, self.ema) if scores is not None]
         if not evaluated:
             raise ValueError("an evaluation has no 'raw'")
@@ -123,7 +123,7 @@ class ByWeights(Document, kw_only=True, omit_defaults=True):
 
 
 class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
-    """The scores after an epoch on the validation images, and on any images of `data.selection_share`.
+    """The scores after an epoch, on the validation images and on images that `data.selection_share` reserves.
 
     Attributes:
         best_by: the score that compares epochs and weights. It is balanced accuracy if classes have very different
@@ -141,17 +141,17 @@ class Evaluation(ByWeights, kw_only=True, omit_defaults=True):
 
     @property
     def judged(self) -> ByWeights:
-        """The scores that choices are based on: those on the images of `data.selection_share`, if there are any."""
+        """The scores that choices are based on. If `data.selection_share` reserves images, these give the scores."""
         return self.selection or self
 
     @property
     def selection_score(self) -> float:
-        """The score that selects the best epoch: the largest value, or the first of equal ones."""
+        """The score that selects the best epoch. The largest value wins, and of equal ones the first."""
         return self.judged.headline[1].value(self.best_by)
 
 
 def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """Return the evaluation of the best epoch, or None if there is none."""
+    """Return the best epoch's evaluation, or None if there is none."""
     return max(evaluations, key=lambda entry: entry.selection_score, default=None)
 
 
@@ -170,7 +170,7 @@ def describe_imbalance(class_counts: Sequence[int]) -> str:
 
 
 def describe_figures(scores: Mapping[BestBy, float]) -> str:
-    """Format the accuracy of chosen weights. With very unequal classes: balanced accuracy, then top-1."""
+    """Format the chosen weights' accuracy. With very unequal classes: balanced accuracy, then top-1."""
     return ", ".join(f"{name} {scores[score]:.2f} %" for score, name in SCORE_NAMES.items() if score in scores)
 
 
@@ -178,7 +178,7 @@ def describe_figures(scores: Mapping[BestBy, float]) -> str:
 
 
 def flatten(scores: ByWeights, selection: ByWeights | None = None, best_by: BestBy = TOP1) -> dict[str, float | str]:
-    """Return `best_by` and the scores, as an 'eval' line in metrics.jsonl names them: raw_top1, selection_ema_top1, ..."""
+    """Return `best_by` and the scores, named as in metrics.jsonl's 'eval' lines: raw_top1, selection_ema_top1, ..."""
     line: dict[str, float | str] = {}
     for weights in WEIGHTS:
         if (of_weights := scores.of(weights)) is not None:
@@ -189,7 +189,7 @@ def flatten(scores: ByWeights, selection: ByWeights | None = None, best_by: Best
 
 
 def unflatten(line: Mapping[str, object]) -> dict[str, object]:
-    """Invert `flatten`, as JSON. Keys that are no scores stay."""
+    """Invert `flatten`, as JSON. Other keys than scores stay as they are."""
     nested: dict[str, object] = {}
     parts: dict[str, dict[str, object]] = {}
     for key, value in line.items():

@@ -31,12 +31,12 @@ STEMS = {RAW: "model", EMA: "ema"}  # stems of a checkpoint's tensor files
 
 @dataclass(frozen=True)
 class ChosenWeights:
-    """The weights of a checkpoint: their file's stem, their kind ("raw", "ema" or "probe"), and a description in words.
+    """A checkpoint's weights: their file's stem, their kind ("raw", "ema" or "probe"), and a description in words.
 
-    The probe's weights are not in the checkpoint, which has everything else that the model needs.
+    The probe's weights are not in the checkpoint, but everything else that the model needs is there.
 
     Attributes:
-        image_size: for the linear probe at a larger image size than the run's, else None.
+        image_size: the linear probe's image size if it is larger than the run's, else None.
     """
 
     path: Path
@@ -50,7 +50,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     """Find the weights that `path` (a run directory or a checkpoint in it) and `--weights` select.
 
     Raises:
-        UserError: no checkpoint, a damaged one, one without these weights, or an unknown name for weights.
+        UserError: there is no checkpoint, it is damaged or lacks these weights, or the name for the weights is unknown.
     """
     if wanted not in WEIGHT_CHOICES:
         raise UserError(f"no weights are called {wanted}. Choose from {', '.join(WEIGHT_CHOICES)}")
@@ -77,7 +77,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
 
 
 def _probe(run: Path, reason: str = "", choice: WeightChoice | None = None) -> ChosenWeights:
-    """Return the linear probe that the run starts from, or the larger one if `choice` takes it."""
+    """Return the linear probe that the run starts from, or the probe at a larger image size if `choice` takes it."""
     checkpoints, size = list_checkpoints(run / "checkpoints"), None if choice is None else choice.image_size
     head = PROBE_HEAD if size is None else LARGER_HEAD
     if not checkpoints or not (run / head).is_file():
@@ -87,9 +87,9 @@ def _probe(run: Path, reason: str = "", choice: WeightChoice | None = None) -> C
 
 
 def with_choice_so_far(run: Run) -> Run:
-    """Return the run.
+    """Return the run, with the rule's choice so far as `weights` if the run has not ended.
 
-    If it has not ended, `weights` is what the rule takes so far, or None if its checkpoint is damaged.
+    `weights` is None if the checkpoint is damaged.
     """
     if run.finished:
         return run
@@ -122,7 +122,7 @@ def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
 
 
 def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
-    """Return a best checkpoint's only weights, or the `kind` weights in another one (default: the EMA, if it has one)."""
+    """Return a best checkpoint's only weights, or another checkpoint's `kind` weights (default: the EMA, if it has one)."""
     checkpoint = read_checkpoint(path, needed=())
     untrained, is_noted = _untrained_share(checkpoint), False
     stem, words = STEMS[RAW], f"weights of the best epoch, {path.name}"
@@ -149,12 +149,12 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
 
 
 def _untrained_share(checkpoint: Checkpoint) -> float:
-    """Return the fraction of the initial weights in the EMA, from the number of steps in the state."""
+    """Return which fraction of the EMA is still initial weights, from the steps in the state."""
     return untrained_share(stored_recipe(checkpoint), _steps(checkpoint))
 
 
 def _steps(checkpoint: Checkpoint) -> float:
-    """Return the steps that a checkpoint's weights were trained for, infinity if it does not say."""
+    """Return how many steps a checkpoint's weights were trained for, or infinity if it does not say."""
     state, recipe = checkpoint.state, stored_recipe(checkpoint)
     if state.progress is not None:
         return state.progress.epoch * recipe.steps_per_epoch() + state.progress.step
@@ -164,9 +164,9 @@ def _steps(checkpoint: Checkpoint) -> float:
 
 
 def stored_scores(checkpoint: Checkpoint, kind: str, image_size: int | None = None) -> Scores | None:
-    """Return the scores of a checkpoint's weights ("raw", "ema" or "probe") on the run's validation images.
+    """Return the scores that a checkpoint's weights ("raw", "ema" or "probe") have on the run's validation images.
 
-    None without an evaluation. image_size: of the larger linear probe.
+    None without an evaluation. image_size: the larger linear probe's image size.
     """
     if kind == PROBE:
         baseline = read_baseline(checkpoint.path.parents[1])
@@ -176,6 +176,6 @@ def stored_scores(checkpoint: Checkpoint, kind: str, image_size: int | None = No
 
 
 def stored_thresholds(checkpoint: Checkpoint, kind: str, image_size: int | None = None) -> list[float]:
-    """Return the thresholds of a checkpoint's weights, or else of the evaluation before it. Empty without one."""
+    """Return the thresholds for a checkpoint's weights, or else from the evaluation before it. Empty without one."""
     found = [stored_scores(checkpoint, kind, image_size), *(e.of(kind) for e in reversed(checkpoint.state.evaluations))]
     return next((scores.thresholds for scores in found if scores is not None and scores.thresholds), [])

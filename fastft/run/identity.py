@@ -1,8 +1,8 @@
-"""What decides the numbers of a run, and the only comparison of two runs.
+"""What decides a run's numbers, and the only way to compare two runs.
 
-An identity holds the options, the content of every file, the classes, the architecture, and checksums of the weights.
-Paths do not count: a file that was moved or renamed is the same file, and another file under the same name is not.
-Whether a run may continue with another value is a property of each option (`resumable` in `fastft.recipe.schema`).
+An identity holds the options, each file's content, the classes, the architecture, and the weights' checksums. Paths do not
+count: a file that was moved or renamed is the same file, and another file under the same name is not. Each option declares
+whether a run may continue with another value (`resumable` in `fastft.recipe.schema`).
 """
 
 import hashlib
@@ -30,13 +30,13 @@ BY_CONTENT = {ARCH, WEIGHTS, HEAD}  # options that name files: what the files ho
 PER_HOST_OPTIONS = options_that_are("per_host")
 # a run may continue with other values, and a finished result is the same with any of them
 FREE_OPTIONS = options_that_are("resumable") - options_that_are("changes_result")
-# what the model sees of an image in evaluation
+# these options decide which pixels the model sees in evaluation
 INPUT_OPTIONS = {
     "augment.mean", "augment.std", "model.image_size", "train.eval_image_size", "train.eval_crop_pct", "train.eval_resize",
     "train.eval_interpolation",
 }  # fmt: skip
-PUBLISHED = (TIMM, "hf-hub:")  # beginnings of weights that are no file
-LISTED = 4  # changed files named in a message
+PUBLISHED = (TIMM, "hf-hub:")  # weights that begin so are not a file
+LISTED = 4  # changed files that a message names
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Difference:
     Attributes:
         field: the option, or "classes".
         text: what differs, for messages.
-        resumable: a run that has begun may continue with it. Its result is another one nevertheless.
+        resumable: a run that has begun may continue with it, although its result will differ.
     """
 
     field: str
@@ -59,13 +59,14 @@ class Identity(Document, kw_only=True, omit_defaults=True):
 
     Attributes:
         recipe: section -> option -> value. "auto" stands for a value that is not decided yet.
-        arch: fields of `fastft.model.Arch` or `TimmArch`.
-        classes, class_ids: the name of each label, and its WordNet id or folder. No ids if the training file has none.
-        data, val: the content of the training and the validation images. `val` is None without validation images.
-        units: which training images belong together, which decides how a linear probe is scored. See
-            `fastft.data.units.identify_units`. None: no probe, or a run of an earlier fastft, and nothing is compared.
-        weights, head: what `model.weights` and `model.head` hold, as `identify_weights` says it. Empty in runs of
-            fastft 0.3, which are compared by file name.
+        arch: the fields of `fastft.model.Arch` or `TimmArch`.
+        classes, class_ids: each label's name, and its WordNet id or folder. No ids if the training file has none.
+        data, val: the training and validation images' contents. `val` is None without validation images.
+        units: which training images belong together. This decides how a linear probe is scored. See
+            `fastft.data.units.identify_units`. None without a probe, or if the run was made by an earlier fastft. Units are
+            then not compared.
+        weights, head: what `model.weights` and `model.head` hold, as returned by `identify_weights`. Empty in runs made by
+            fastft 0.3, whose weights are compared by file name.
     """
 
     recipe: dict[str, Object]
@@ -92,11 +93,11 @@ class Identity(Document, kw_only=True, omit_defaults=True):
         return [*self._weights(now), *self._arch(now), *self._options(now), *self._data(now)]
 
     def seen_differently(self, now: "Identity") -> list[Difference]:
-        """List the differences in what the model sees of an image in evaluation."""
+        """List the differences that change which pixels the model sees in evaluation."""
         return [difference for difference in self.differences(now) if difference.field in INPUT_OPTIONS]
 
     def digest(self) -> str:
-        """Hash everything that `differences` compares: without differences, two identities have the same digest."""
+        """Hash everything that `differences` compares. Identities without differences have the same digest."""
         counted = {key: value for key, value in self._flat().items() if key not in FREE_OPTIONS | BY_CONTENT}
         images = [c and [c.num_samples, c.identities, c.checksum] for c in (self.data, self.val)]
         values = [counted, self.arch, self.classes, self.class_ids, images, self.weights, self.head]
@@ -194,7 +195,7 @@ def json_value(value: Any) -> Any:
 
 
 def shared_options(recipe: Recipe) -> str:
-    """Return the options that all processes of a run must have in common, as JSON."""
+    """Return the options that must agree in all of a run's processes, as JSON."""
     return json.dumps({k: v for k, v in recipe.flat().items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
 
 
@@ -206,7 +207,7 @@ def identify_weights(weights: str | None, arch: str = "") -> str:
 
     Args:
         weights: as `model.weights` and `model.head` take them.
-        arch: the architecture's name, because the same tag names other weights for another one.
+        arch: the architecture's name. The same tag stands for other weights in another architecture.
 
     Raises:
         UserError: a file cannot be read.
@@ -231,8 +232,8 @@ def refuse_changed_weights(stored: Identity, recipe: Recipe, run: Path) -> None:
     """Raise UserError if the weights or the head that a run started from are gone or hold something else now.
 
     Args:
-        stored: the run's identity. What runs of fastft 0.3 started from is not known, and is not compared.
-        recipe: the run's.
+        stored: the run's identity. Runs made by fastft 0.3 did not store their initial weights, so nothing is compared.
+        recipe: the run's recipe.
     """
     model = recipe.model
     for file, then, arch in ((model.weights, stored.weights, model.arch), (model.head, stored.head, "")):
@@ -242,14 +243,14 @@ def refuse_changed_weights(stored: Identity, recipe: Recipe, run: Path) -> None:
 
 @lru_cache(maxsize=64)
 def _checksum(file: Path, size: int, modified: int) -> str:
-    """Return the size and the CRC-32 of a file. The runs of a sweep read it once."""
+    """Return a file's size and CRC-32. A sweep reads the file once for all its runs."""
     return f"{size}-{file_checksum(file)}"
 
 
 def with_stored_val(now: Identity, stored: Identity) -> Identity:
-    """Return `now`, which remembers the validation images of the epochs before, if there are none any more.
+    """Return `now`. If it has no validation images any more, it keeps those that earlier epochs used.
 
-    Otherwise a run could be evaluated on one set, on none, and then on another, and its best epoch would be chosen among
-    figures that cannot be compared.
+    Otherwise a run could be evaluated on one set, on none, and then on another, and its best epoch would be chosen by
+    results that cannot be compared.
     """
     return now if now.val is not None or stored.val is None else msgspec.structs.replace(now, val=stored.val)

@@ -1,6 +1,6 @@
 """What a run reads, opened once: its images, their classes, and what its weights and its head hold.
 
-`fastft.jobs.run` opens the inputs after the photographs are converted. Every later stage takes what was opened here, and
+`fastft.jobs.run` opens the inputs after the photographs are converted. Every later stage uses what was opened here, and
 opens no data file again.
 """
 
@@ -35,15 +35,15 @@ from fastft.run.start_weights import HEAD_INIT, with_run_weights, without_foreig
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a run.
+    """A run's inputs.
 
     Attributes:
         train, val: the images. `val` is None without validation images.
-        selection: training images that are left out of training. They choose epoch and weights.
+        selection: training images that are reserved for choosing epoch and weights.
         images: how many there are, and where they are from.
         weights, head: see `fastft.run.identity.Identity`.
-        request: identifies what the run was asked for, before anything was decided. What the stages before training
-            store is reused only for the same request.
+        request: identifies what the run was asked for, before anything was decided. Files that earlier stages stored are
+            reused only for the same request.
     """
 
     train: BetonSet
@@ -56,7 +56,7 @@ class Inputs:
 
     @property
     def evaluated(self) -> list[BetonSet]:
-        """The validation images, if there are any, then those for selection, if there are any."""
+        """The validation images if there are any, then the images for selection if there are any."""
         return [betons for betons in (self.val, self.selection) if betons is not None]
 
     @cached_property
@@ -65,7 +65,7 @@ class Inputs:
         return read_units(self.train)
 
     def identify(self, recipe: Recipe) -> Identity:
-        """Return the identity of a run of this recipe, which may have automatic options, on these inputs."""
+        """Return a run's identity for this recipe, which may have automatic options, and these inputs."""
         val = None if self.val is None else self.val.content
         probes = recipe.model.head_init == PROBE or (isinstance(recipe, AskedRecipe) and HEAD_INIT in recipe.automatic)
         return make_identity(
@@ -75,7 +75,7 @@ class Inputs:
 
 
 def describe_arch(recipe: Recipe) -> Object:
-    """Return the fields of the recipe's architecture. One that cannot be built has its name, and building it is refused."""
+    """Return the architecture's fields. If it cannot be built, they hold its name, and building it raises the error."""
     try:
         # an automatic size need not suit the tower yet
         is_automatic = isinstance(recipe, AskedRecipe) and IMAGE_SIZE in recipe.automatic
@@ -90,7 +90,7 @@ class OpenedImages:
     """The images that a recipe names.
 
     Attributes:
-        whole: how many there are, those for selection among the training images.
+        whole: how many there are. Images for selection count as training images.
         train, val, selection: see `Inputs`.
     """
 
@@ -126,12 +126,12 @@ def open_inputs(
     """Open what a recipe reads. Returns the recipe too, with the weights and the head of the run that it starts from.
 
     Args:
-        recipe: with .beton files.
-        images: where they are from, if they were converted.
-        files: of this recipe, if they are open already.
+        recipe: the recipe, which names .beton files.
+        images: where the images are from, if they were converted.
+        files: the recipe's files, if they are open already.
 
     Raises:
-        UserError: as for `open_recipe_images`, or `train.stop_when` has no images to look at, or only ImageNet's
+        UserError: as for `open_recipe_images`, or `train.stop_when` has no images to decide by, or only ImageNet's
             validation images, whose accuracy is reported.
     """
     files = files or open_recipe_images(recipe)
@@ -199,7 +199,7 @@ def _refuse_stop(recipe: AskedRecipe, images: Images) -> None:
 MANY, MANY_SHARE, FEW_SHARE = 10_000, 0.01, 0.1  # advice: at least about 100 images, if there are 1,000
 
 
-# images of an earlier run -----------------------------------------------------------------------------------------------
+# an earlier run's images ------------------------------------------------------------------------------------------------
 
 
 def open_of_run(run: Run, option: str, opened: Sequence[BetonSet] = ()) -> BetonSet:
@@ -218,9 +218,9 @@ def open_stored(
     are not used.
 
     Args:
-        recipe: the run's.
+        recipe: the run's recipe.
         option: "data.train" or "data.val".
-        content: of these images, as the run stored it. None: any content.
+        content: these images' content, as the run stored it. None accepts any content.
         folder: the run directory.
         opened: see `BetonSet.open`.
 
@@ -250,7 +250,7 @@ def open_stored(
 class UsedFile(NamedTuple):
     """A file with a run's training or validation images.
 
-    part: how many of its images are used, or "" for all of them. manifest: None if the file has none, is not there any more,
+    part: how many of its images are used, or "" if all are used. manifest: None if the file has none, is not there any more,
     or holds other images now.
     """
 

@@ -1,4 +1,4 @@
-"""The JSON files in a run directory: written from their types with the format's version, and read into them."""
+"""The JSON files in a run directory. They are written from typed objects with the format's version, and read into them."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document, check, check_version
 from beton_tools.base.user_files import read_user_text
 
-MAX_RUN_FILE_BYTES = 1 << 30  # per file in a run directory; a long run logs some megabytes
-VERSION = 1  # version of all these formats
+MAX_RUN_FILE_BYTES = 1 << 30  # per file in a run directory. A long run logs some megabytes
+VERSION = 1  # all these formats have this version
 
 T = TypeVar("T", bound=Document)
 
@@ -27,13 +27,13 @@ def write_document(path: Path, document: Document) -> None:
 
 
 def read_document(path: Path, kind: type[T], advice: str) -> T | None:
-    """Read the content of a JSON file. None if there is none.
+    """Read a JSON file. None if there is none.
 
     Args:
         advice: ends the message, such as "delete it and run again".
 
     Raises:
-        UserError: the file cannot be read, states another version of the format, or does not have this type.
+        UserError: the file cannot be read, states another format version, or does not have this type.
     """
     if not os.path.lexists(path):
         return None

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl` by their kind. Each class defines a line's type, format and validation."""
+"""The lines in `metrics.jsonl`, by kind. Each class defines a line's type, format and validation."""
 
 import json
 from collections.abc import Mapping
@@ -30,9 +30,9 @@ class Interval(Line):
         images_per_second: over all processes, without the wait for a process's first batch.
         wait_share: fraction of wall time spent waiting for data.
         mfu: model FLOP/s over the GPU's peak. None on a CPU, or if the peak is not known.
-        memory_gib: peak memory of the device (GPU) or the process (CPU).
-        split: seconds of this process by part (train/timing.py), and its loader's in parallel.
-        grad_norm: of the last step, before clipping. None if it overflowed in fp16.
+        memory_gib: the peak memory that the GPU, or on a CPU the process, used.
+        split: this process's seconds by part (train/timing.py), and its loader's in parallel.
+        grad_norm: the last step's norm, before clipping. None if it overflowed in fp16.
     """
 
     epoch: Count
@@ -48,7 +48,7 @@ class Interval(Line):
 
 
 class LoggedEvaluation(Evaluation, kw_only=True, omit_defaults=True):
-    """An evaluation, the step after which it was made, and its duration."""
+    """An evaluation, its duration, and the step after which it was made."""
 
     step: Number
     seconds: Number
@@ -59,7 +59,7 @@ class CheckpointLine(Line):
 
 
 class Start(Document, omit_defaults=True):
-    """A start of a process: its hardware and software, and the seconds that its set-up took."""
+    """A process's start: its hardware and software, and the seconds that its set-up took."""
 
     device: str = ""
     device_type: str = ""
@@ -73,7 +73,7 @@ class Start(Document, omit_defaults=True):
 
 
 class BaselineLine(Line):
-    """The linear probe that the run starts from, with the fields of `fastft.run.baseline.Baseline`."""
+    """The linear probe that the run starts from, with the same fields as `fastft.run.baseline.Baseline`."""
 
     images: Count
     penalty: Number = 0.0
@@ -85,7 +85,7 @@ class BaselineLine(Line):
 
 @dataclass(frozen=True)
 class Log:
-    """The lines of a run by kind, in order of steps."""
+    """A run's lines by kind, ordered by step."""
 
     start: list[Start]
     train: list[Interval]
@@ -98,7 +98,7 @@ T = TypeVar("T", bound=Document)
 
 
 def read_log(path: Path) -> Log:
-    """Read a metrics.jsonl. Raises UserError: it cannot be read, or a line is not as the trainer writes it."""
+    """Read a metrics.jsonl. Raises UserError if it cannot be read, or if the trainer cannot have written a line."""
     lines = [unflatten(line) for line in read_lines(path)]
 
     def of(kind: str, type_: type[T]) -> list[T]:
@@ -119,7 +119,7 @@ def read_log(path: Path) -> Log:
 
 
 def read_lines(path: Path) -> list[RawLine]:
-    """Read the lines of a metrics.jsonl. Lines cut short by a crash are left out.
+    """Read the lines in a metrics.jsonl. Lines cut short by a crash are left out.
 
     Raises:
         UserError: the file cannot be read, or a line is not an object with a step.

@@ -11,7 +11,7 @@ SIGNIFICANT = 0.05
 
 
 def compare_predictions(first: np.ndarray, second: np.ndarray, labels_N: np.ndarray | None = None) -> Paired:
-    """Count the images on which only one of two models is right, or has more labels right. Both see the same images.
+    """Count images where only one of two models is right, or has more labels right. Both see the same images.
 
     Args:
         first, second: bool (N,), or multi-label (N, K): whether each model is right.
@@ -29,7 +29,10 @@ def compare_predictions(first: np.ndarray, second: np.ndarray, labels_N: np.ndar
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Return the exact two-sided p-value that two models which differ on these images are equally good (McNemar 1947)."""
+    """Return McNemar's exact two-sided p-value (1947) for the hypothesis that two models are equally good.
+
+    first_only, second_only: on how many images only one of them is right.
+    """
     from scipy.special import bdtr  # type: ignore[import-untyped]  # scipy.stats takes half a second to import
 
     return min(1.0, 2 * float(bdtr(min(first_only, second_only), first_only + second_only, 0.5)))
@@ -38,7 +41,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
 class Comparison(NamedTuple):
     """One model's lead over another on the same images, in points of `measure`, and the p-value that they are equal.
 
-    error: the standard error of `gain`. images: how many both saw.
+    error: the gain's standard error. images: how many both saw.
     """
 
     measure: str

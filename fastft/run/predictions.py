@@ -1,4 +1,4 @@
-"""A model's predictions for each image of a set, and `validation.npz`, which stores them for a run's validation images.
+"""A model's predictions for each image in a set, and `validation.npz`, which stores them for a run's validation images.
 
 Scores and metrics that follow from predictions are in `fastft.evaluate`.
 """
@@ -13,19 +13,19 @@ import numpy as np
 from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import CORRECT, report_disk_errors
 
-KEEPS = 0.95  # share of the validation images that --reject-foreign keeps
+KEEPS = 0.95  # --reject-foreign keeps this fraction of the validation images
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for N images, in the order of the file.
+    """Predictions for N images, in file order.
 
-    Multi-label: `thresholds_K` apply to the sigmoids, and all arrays are (N, K). labels_N and predicted_N are bool, and
-    confidence_N and truth_N are the probability of each label.
+    For multi-label files, `thresholds_K` apply to the sigmoids, and all arrays are (N, K). labels_N and predicted_N are
+    bool, and confidence_N and truth_N are each label's probability.
 
     Attributes:
         labels_N, predicted_N: int64.
-        confidence_N, truth_N: float32, softmax probability of the predicted and of the true class.
+        confidence_N, truth_N: float32, softmax probabilities for the predicted and the true class.
         logits_NK: float32, or None if they were not kept.
     """
 
@@ -44,14 +44,14 @@ class Predictions:
 
     @property
     def outcomes_N(self) -> np.ndarray:
-        """The events whose probability is `confidence_N`: that a prediction is right, or each label if multi-label."""
+        """The events whose probability is `confidence_N`: a prediction is right. Multi-label: a label applies."""
         return self.right_N if self.thresholds_K is None else self.labels_N
 
 
 def log_sum_exp(logits_NK: np.ndarray) -> np.ndarray:
-    """Return how much the logits say that an image is like the training images, float64 (N,).
+    """Return the logits' log-sum-exp, float64 (N,). It is high for images that resemble the training images.
 
-    It tells foreign images better than the highest probability does, which only compares the classes with each other
+    It finds foreign images better than the highest probability does, which only compares the classes with each other
     (docs/measurements/photos.md, None of these). Liu et al. 2020 (2010.03759) call its negative the energy.
     """
     sums: np.ndarray = np.logaddexp.reduce(logits_NK.astype(np.float64), 1)
@@ -59,20 +59,19 @@ def log_sum_exp(logits_NK: np.ndarray) -> np.ndarray:
 
 
 def reached_by(sums_N: np.ndarray) -> float:
-    """Return the value that KEEPS of the images reach."""
+    """Return the value that a fraction KEEPS of the images reaches."""
     return float(np.quantile(sums_N, 1 - KEEPS))
 
 
-# validation.npz of a run directory: what the run predicts for its validation images, at its last evaluation ----------------
+# a run directory's validation.npz: what the run predicts for its validation images, at its last evaluation -----------------
 
-# multi-label: labels and predictions are bool (N, K)
-# arrays: epoch; labels (N,); for `raw` and `ema` weights `<weights>_predicted` (N,), and `<weights>_logits` (N, K) if the
-# evaluation kept them; in the order of the validation file
+# Arrays: epoch, and in the validation file's order labels (N,) and, for `raw` and `ema` weights, `<weights>_predicted` (N,)
+# and, if the evaluation kept them, `<weights>_logits` (N, K). For multi-label files, labels and predictions are bool (N, K).
 VALIDATION = "validation.npz"
 
 
 def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predictions]) -> None:
-    """Replace the run's file. predictions: by weights, "raw" and "ema". Raises UserError: the disk is full or fails."""
+    """Replace the run's file. predictions: by weights, "raw" and "ema". Raises UserError if the disk is full or fails."""
     arrays = {"epoch": np.array(epoch)}
     for weights, of_weights in predictions.items():
         arrays["labels"] = of_weights.labels_N
@@ -85,7 +84,7 @@ def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predict
 
 
 def read_validation(folder: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a run's file. Empty if there is none, or if it is damaged."""
+    """Return the arrays in a run's file. Empty if there is none, or if it is damaged."""
     try:
         with np.load(folder / VALIDATION) as stored:
             return {name: stored[name] for name in stored.files}

@@ -34,9 +34,8 @@ class Operations(Document):
 class StepProfiler:
     """Records `steps` steps (0 for none) after the first WARM_UP_STEPS in this process.
 
-    It writes three files to `folder`: TRACE, which chrome://tracing and ui.perfetto.dev read; OPERATIONS, the time of
-    every operation; and on a GPU MEMORY, which pytorch.org/memory_viz reads. Losses and weights are the same with and
-    without it.
+    It writes up to three files to `folder`: TRACE for chrome://tracing and ui.perfetto.dev, OPERATIONS with every
+    operation's time, and on a GPU MEMORY for pytorch.org/memory_viz. Losses and weights are the same with and without it.
     """
 
     def __init__(self, folder: Path, steps: int, device: torch.device) -> None:

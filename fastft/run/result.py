@@ -15,11 +15,11 @@ RESULT = "result.json"
 
 
 class Evidence(Document, omit_defaults=True):
-    """Why raw or EMA was chosen: the number of images, on how many only one of them is right, and the test's p-value.
+    """Why raw or EMA was chosen: how many images were compared, how often only one is right, and the test's p-value.
 
     Attributes:
-        balanced_gain: raw's gain over EMA, in points of balanced accuracy.
-        balanced_error: its standard error.
+        balanced_gain: raw's gain over EMA in balanced accuracy, in points.
+        balanced_error: this gain's standard error.
     """
 
     samples: Count
@@ -42,9 +42,9 @@ class WeightChoice(Document, omit_defaults=True):
     """The weights that predict, eval and export use, and the reason.
 
     Attributes:
-        top1, balanced_accuracy, map: scores of these weights, as far as the run's evaluations have them.
-        gain: over the linear probe, if the run starts from one.
-        image_size: for the linear probe at a larger image size than the run trained at, else None.
+        top1, balanced_accuracy, map: these weights' scores, as far as the run's evaluations have them.
+        gain: gain over the linear probe, if the run starts from one.
+        image_size: the image size if a linear probe at a larger size than in training was chosen, else None.
     """
 
     take: Literal["best", "last", "probe"]
@@ -81,9 +81,9 @@ class Result(Document):
     Attributes:
         stopped: why training ended before its last epoch, else "".
         baseline: the linear probe that the run started from, and a larger one if it was compared with the trained model.
-        best, last: the evaluations of the best and the last epoch. None without validation images, as is `weights`.
-        expectation, source: the expected accuracy in words, and where it is from.
-        warnings: what the log warned of, in its order.
+        best, last: the best and the last epoch's evaluations. They and `weights` are None without validation images.
+        expectation, source: the expected accuracy in words, and its source.
+        warnings: the log's warnings, in order.
     """
 
     recipe: str
@@ -103,10 +103,10 @@ class Result(Document):
 
 
 def read_result(folder: Path) -> Result | None:
-    """Read the result of a run. None if it has not ended.
+    """Read a run's result. Returns None if the run has not ended.
 
     Raises:
-        UserError: the file cannot be read, or is not as the trainer writes it.
+        UserError: the file cannot be read, or the trainer cannot have written it.
     """
     return read_document(folder / RESULT, Result, "delete it and run the same fastft train again")
 

@@ -30,7 +30,7 @@ from fastft.run.training_labels import TRAINING_LABELS
 
 RECIPE, CHOICES, IDENTITY, LOCK = "recipe.yaml", "choices.json", "identity.json", ".lock"
 PROBE_HEAD, HEAD_OF_WEIGHTS = "probe.safetensors", "head.safetensors"  # as `fastft zeroshot` writes heads
-LARGER_HEAD = "larger_probe.safetensors"  # of the linear probe at a larger image size
+LARGER_HEAD = "larger_probe.safetensors"  # the head of the linear probe at a larger image size
 START_HEADS = {PROBE: PROBE_HEAD, FROM_WEIGHTS: HEAD_OF_WEIGHTS}  # by `model.head_init`
 
 
@@ -39,12 +39,12 @@ class Run:
     """A run directory as it is now.
 
     Attributes:
-        log: the lines of metrics.jsonl.
+        log: the lines in metrics.jsonl.
         finished: training has ended.
         stopped: why it ended before its last epoch, else "".
-        weights: what predict, eval and export take. None without an evaluation, or before the run has ended.
-        identity: what decides its numbers. None before the first step.
-        warnings: what its log has warned of.
+        weights: the weights that predict, eval and export use. None without an evaluation, or before the run has ended.
+        identity: what decides the run's numbers. None before the first step.
+        warnings: the warnings in its log.
         larger: the linear probe at a larger image size, if the run compares one with its trained model.
     """
 
@@ -109,7 +109,7 @@ class Run:
 
     @property
     def on_imagenet(self) -> bool:
-        """True if the recipe is for ImageNet and the training file had as many images as ImageNet."""
+        """True if the recipe is for ImageNet and the training file had ImageNet's number of images."""
         return is_imagenet(self.recipe) and self.steps_per_epoch == self.recipe.steps_per_epoch()
 
     def epoch_of(self, step: float) -> float:
@@ -118,7 +118,7 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """Read a run directory. Raises UserError: not a run directory, or its files are not as the trainer writes them."""
+    """Read a run directory. Raises UserError if it is none, or if the trainer cannot have written its files."""
     path = folder / RECIPE
     if not path.exists():
         raise UserError(f"{folder} is not a run directory (no recipe.yaml). Give the folder that fastft train wrote")
@@ -145,7 +145,7 @@ def write_identity(folder: Path, identity: Identity) -> None:
 def read_identity(folder: Path) -> Identity | None:
     """Return what decides a run's numbers, or None before its first step.
 
-    Runs of fastft 0.3 have it in their checkpoints only. Raises UserError: the file cannot be read.
+    Runs made by fastft 0.3 have it only in their checkpoints. Raises UserError if the file cannot be read.
     """
     stored = read_document(folder / IDENTITY, Identity, "delete it and run the same command again")
     for path in [] if stored is not None else reversed(list_checkpoints(folder / "checkpoints")):
@@ -201,9 +201,9 @@ def hold_run(folder: Path) -> Iterator[None]:
 
 
 def remove_heads(folder: Path) -> None:
-    """Remove what an earlier start for other choices wrote between choosing and training: heads and the baseline.
+    """Remove what an earlier start with other choices wrote between choosing and training: heads and the baseline.
 
-    Raises UserError: a file cannot be removed.
+    Raises UserError if a file cannot be removed.
     """
     for name in (*START_HEADS.values(), LARGER_HEAD, BASELINE, TRAINING_LABELS):
         with report_disk_errors(folder / name, CORRECT):

@@ -1,7 +1,7 @@
 """The lines that a run prints. Its warnings are also kept, in `warnings.json` in the run directory.
 
-A warning is a `fastft.data.warnings.Warned`. It is kept where it is said, so that nothing that the log warns of is missing in
-`result.json`, at the end of the log, and in the report, which shows it beside the figures that it is about.
+A warning is a `fastft.data.warnings.Warned`. It is kept when it is printed, so that `result.json`, the log's end and the report
+have every warning from the log. The report shows a warning beside the figures that it is about.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 WARNINGS = "warnings.json"
 Say = Callable[[str], None]
 Stage = Literal["files", "choose", "head", "train"]
-# The other stages say their warnings at every start. These are skipped if their result is there.
+# These stages are skipped if their result is there. All other stages print their warnings at every start.
 SKIPPED: tuple[Stage, ...] = ("choose", "head")
 
 
 class SaidWarning(Document):
-    """A warning that a stage of the run said."""
+    """A warning that one of the run's stages printed."""
 
     text: str
     about: About
@@ -65,13 +65,13 @@ def collecting(say: Say, warned: list[Warned]) -> Say:
 
 
 def begin_warnings(folder: Path, request: str, has_begun: bool, said: Sequence[Warned]) -> None:
-    """Begin the file for one more start of a run.
+    """Begin the file when a run is started or started again.
 
-    It keeps the warnings of stages that are skipped now: after the first checkpoint, or if the run is asked for the same.
+    It keeps warnings from stages that are skipped now: after the first checkpoint, or if the request is the same.
 
     Args:
         has_begun: the run has a checkpoint.
-        said: warnings of the first stage, which were said before the run directory was held.
+        said: the first stage's warnings, which were printed before the run directory was locked.
     """
     stored = _read(folder)
     same = has_begun or stored.request == request
@@ -95,7 +95,7 @@ def keeping(say: Say, folder: Path, stage: Stage, request: str = "") -> Say:
 
 
 def read_warnings(folder: Path) -> list[SaidWarning]:
-    """Return the run's warnings in the order in which they were said. Raises UserError: the file cannot be read."""
+    """Return the run's warnings in the order in which they were printed. Raises UserError if the file cannot be read."""
     return _read(folder).warnings
 
 

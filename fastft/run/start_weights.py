@@ -14,10 +14,10 @@ from fastft.run.find_weights import ChosenWeights, find_weights
 from fastft.run.identity import refuse_changed_weights
 
 WEIGHTS, HEAD_INIT = "model.weights", "model.head_init"
-# what the weights belong to: the new run takes these over unless its command line sets them
+# options that belong to the weights: the new run adopts them unless its command line sets them
 OF_THE_TOWER = ("model.arch", IMAGE_SIZE, "model.pool", "model.layer_scale", "model.rel_pos_bias")
 OF_THE_PIXELS = tuple(key for key, field in option_fields().items() if field.metadata["published"])
-# what the run's linear probe has decided, where the new run would let its own decide
+# options that the run's linear probe has decided, where the new run would let its own probe decide
 OF_THE_PROBE = ("augment.policy", "augment.scale_min", "augment.ratio_min", "augment.ratio_max", "augment.hflip")
 
 
@@ -29,11 +29,11 @@ def is_run(path: Path) -> bool:
 def with_run_weights(recipe: AskedRecipe) -> AskedRecipe:
     """Return the recipe that starts from a run.
 
-    It has the file with the weights that the run chose, its architecture, and the head's classes. Recipes with other
+    It names the file with the weights that the run chose, their architecture, and the head's classes. Recipes with other
     `model.weights` are returned unchanged.
 
     Raises:
-        UserError: no usable checkpoint, or the run chose its linear probe, and the weights below it have changed.
+        UserError: there is no usable checkpoint, or the run chose its linear probe and the weights below it have changed.
     """
     run = expand_home(recipe.model.weights)
     if not run.is_dir() or not is_run(run):
@@ -58,7 +58,7 @@ def with_run_weights(recipe: AskedRecipe) -> AskedRecipe:
 
 
 def _start(recipe: AskedRecipe, run: Path, chosen: ChosenWeights, old: Recipe) -> list[Choice]:
-    """Choose the file with the weights, and the run's head too unless the recipe sets its own.
+    """Set the file with the weights, and the run's head too unless the recipe sets its own.
 
     Args:
         old: the run's recipe.
@@ -72,11 +72,11 @@ def _start(recipe: AskedRecipe, run: Path, chosen: ChosenWeights, old: Recipe) -
 
 
 def without_foreign_head(recipe: AskedRecipe, classes: Classes) -> AskedRecipe:
-    """Return the recipe with an automatic head instead of a run's, if the run has none of the classes.
+    """Return the recipe with an automatic head if it has a run's head and that run had none of the classes.
 
     Args:
         recipe: from `with_run_weights`.
-        classes: of the training images.
+        classes: the training images' classes.
     """
     chosen = any(choice.option == HEAD_INIT for choice in recipe.choices)
     if recipe.model.head_init != FROM_WEIGHTS or not chosen:

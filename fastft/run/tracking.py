@@ -33,12 +33,12 @@ class _Record(Document):
 
 
 def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], steps_done: int = 0) -> Tracker | None:
-    """Start or continue the record of the run in `folder`, after `steps_done` steps. None for 'none'.
+    """Start or continue the tracker's record for the run in `folder`, after `steps_done` steps. None for 'none'.
 
     If a tracker does not start, a resumed run warns and goes on without it.
 
     Raises:
-        UserError: the library is not installed, or does not start for a new run; or the file with the record's name is
+        UserError: the library is not installed, it does not start for a new run, or the file with the record's name is
             damaged.
     """
     if kind == "none":
@@ -63,7 +63,7 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any], 
 
 
 def import_tracker(kind: str) -> Any:
-    """Import the library for `train.tracker`. Raises UserError: it is not installed."""
+    """Import the library for `train.tracker`. Raises UserError if it is not installed."""
     try:
         return importlib.import_module("torch.utils.tensorboard" if kind == TENSORBOARD else kind)
     except ImportError:

@@ -1,7 +1,7 @@
-"""`step_trials.json` in a run directory: candidates of the training step that ended the process while they were tried.
+"""`step_trials.json` in a run directory: ways to compute a step that ended the process while they were tried.
 
-A kernel that writes to memory that is not its own can end the process, or leave a GPU that no longer answers. So a
-candidate is written down before it is tried, and the next start of the run finds it there.
+A kernel that writes to foreign memory can end the process, or leave a GPU that no longer answers. So a candidate is
+written down before it is tried, and the run's next start finds it there.
 """
 
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ class _Ended(Document):
 
 
 class TrialRecord:
-    """The candidates that ended an earlier process of this run. ended: their names."""
+    """The candidates that ended one of this run's earlier processes. ended: their names."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the record. Raises UserError: the file cannot be read."""
+        """Read the record. Raises UserError if the file cannot be read."""
         self.path = folder / FILE
         stored = read_document(self.path, _Ended, "delete it and run the same command again")
         self.ended: tuple[str, ...] = () if stored is None else tuple(stored.candidates)
 
     @contextmanager
     def trying(self, candidate: str) -> Iterator[None]:
-        """Keep the candidate in the file while the block runs, and for good if the process ends in it or the GPU is lost."""
+        """Keep the candidate in the file while the block runs. It stays there if the process ends or the GPU is lost."""
         self._write((*self.ended, candidate))
         try:
             yield

@@ -1,7 +1,7 @@
-"""The checkpoints of a run: when to save within an epoch, writing in the background, restoring the newest intact one.
+"""A run's checkpoints: when to save within an epoch, writing in the background, restoring the newest intact one.
 
-The module also collects and loads a step's tensors. `fastft.train.trainer` decides about saving at the end of an epoch
-and when a run stops.
+The module also collects and loads a step's tensors. `fastft.train.trainer` decides about saving at an epoch's end and when a
+run stops.
 """
 
 import time
@@ -36,14 +36,14 @@ from fastft.run.evaluations import Evaluation
 from fastft.train.progress import Progress
 from fastft.train.step import Step
 
-ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # these have the parameter's shape; `step` is a scalar
+ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # these have the parameter's shape. `step` is a scalar
 
 
 class Checkpointing:
     """Saves and restores one run.
 
-    `save` returns when the tensors are copied to host memory. A thread of the main process writes them, and `finish`
-    waits for it. If a process is killed meanwhile, only the newest checkpoint is lost, which is incomplete under a
+    `save` returns when the tensors are copied to host memory. A thread in the main process writes them, and `finish`
+    waits for it. If a process is killed meanwhile, only the newest checkpoint is lost: it is left incomplete, under a
     temporary name.
     """
 
@@ -141,12 +141,12 @@ class Checkpointing:
         self._pending = self._writer.submit(self._write, global_step, run, state, tensors, evaluation)
 
     def raise_if_failed(self) -> None:
-        """Raise the UserError of a write that has failed since the last call."""
+        """Raise the UserError if a write has failed since the last call."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written. Raises UserError: it could not be written."""
+        """Wait until the last checkpoint is written. Raises UserError if it could not be written."""
         if self._pending is not None:
             futures.wait([self._pending])  # Ctrl-C while waiting leaves the write pending
             pending, self._pending = self._pending, None
@@ -158,7 +158,7 @@ class Checkpointing:
         self._world.barrier()
 
     def close(self) -> None:
-        """Let a write in progress end. The writer accepts no more."""
+        """Wait for a write in progress. The writer accepts no more checkpoints."""
         self._writer.shutdown()
 
     def _write(
@@ -189,7 +189,7 @@ def _stored_progress(checkpoint: Checkpoint, steps_per_epoch: int) -> Progress:
     return progress
 
 
-# tensors of a step: weights, EMA, and the optimiser's state by parameter name -----------------------------------------
+# a step's tensors: weights, EMA, and the optimiser's state by parameter name ------------------------------------------
 
 
 def step_tensors(step: Step) -> dict[str, dict[str, Tensor]]:
@@ -227,7 +227,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def init_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW the state that it makes in its first step, so that a checkpoint of step 0 has what all others have."""
+    """Give AdamW the state that it makes in its first step, so that a checkpoint at step 0 is like all others."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in ADAMW_STATE}

@@ -20,15 +20,15 @@ from fastft.run.inputs import Inputs
 CPU_MICRO_BATCH = 32  # larger ones do not fit the CPU's caches and gain nothing
 # Pairs of micro-batches whose peak memory is measured first. The second pair is for models that cannot fit 8 images.
 PROBES = ((4, 8), (1, 2))
-# The larger one is doubled until its activations take this many times the memory of the gradients. Below that, memory
-# peaks when the gradients are complete and most activations are freed: with gradient checkpointing, up to some 100
-# images.
+# The larger one is doubled until its activations take this many times the gradients' memory. With fewer images, memory
+# peaks when the gradients are complete and most activations are freed. With gradient checkpointing, this is so up to some
+# 100 images.
 DOMINANT = 4
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """This process's share of a batch: `count` passes over `size` images. loader_bytes: GPU memory for the loaders."""
+    """This process's part of a batch: `count` passes over `size` images. loader_bytes: GPU memory for the loaders."""
 
     size: int
     count: int
@@ -53,7 +53,7 @@ def divide_batch(
     """Divide a recipe's batch into micro-batches.
 
     Args:
-        unit: number of images that must stay together.
+        unit: how many images must stay together.
 
     Raises:
         UserError: the batch cannot be divided among the processes, or `choose_micro_batch` raises it.
@@ -88,11 +88,11 @@ def choose_micro_batch(
     """Return the recipe's micro-batch, or for 0 the largest divisor of this process's batch that fits.
 
     Args:
-        unit: number of images that must stay together: 2 if they are mixed in pairs.
+        unit: how many images must stay together: 2 if they are mixed in pairs.
         loader_bytes: GPU memory that the loaders need per image in a micro-batch.
 
     Raises:
-        UserError: the requested one does not divide this process's share of the batch, or not even one image fits.
+        UserError: the requested micro-batch does not divide this process's batch, or not even one image fits.
     """
     if rank_batch % unit:
         raise UserError(
@@ -127,7 +127,7 @@ def _measure_free(model: nn.Module, image_size: int, precision: Precision, most:
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
             continue
-        torch.cuda.empty_cache()  # free the memory of the probes and of earlier runs in a sweep
+        torch.cuda.empty_cache()  # free what the probes, and earlier runs in a sweep, have left allocated
         return HEADROOM * torch.cuda.mem_get_info(device)[0] - fixed, per_image
     return 0.0, 1.0
 
@@ -135,10 +135,10 @@ def _measure_free(model: nn.Module, image_size: int, precision: Precision, most:
 def measure_memory(
     model: nn.Module, image_size: int, precision: Precision, probes: tuple[int, int], most: int
 ) -> tuple[float, float]:
-    """Measure the GPU memory of a training step: (bytes that do not depend on the batch, bytes per image).
+    """Measure a training step's GPU memory. Returns (bytes that do not depend on the batch, bytes per image).
 
-    Passes of up to `most` images are measured. An earlier pass allocates what stays: cuBLAS keeps a workspace from its
-    first call on.
+    Passes over up to `most` images are measured. A first pass is not measured, because it allocates memory that stays:
+    cuBLAS keeps a workspace from its first call on.
     """
     fewer, images = probes
     _peak_of_pass(model, image_size, precision, fewer)
@@ -156,7 +156,7 @@ def measure_memory(
 
 
 def _peak_of_pass(model: nn.Module, image_size: int, precision: Precision, images: int) -> int:
-    """Return the peak number of bytes that a forward and a backward pass over this many images allocate."""
+    """Return the peak bytes that a forward and a backward pass over this many images allocate."""
     device = next(model.parameters()).device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

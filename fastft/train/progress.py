@@ -1,4 +1,4 @@
-"""The progress of a run: its position, its evaluations, and its result."""
+"""A run's progress: its position, its evaluations, and its result."""
 
 from collections.abc import Mapping, Sequence
 
@@ -54,10 +54,10 @@ class Progress(Position):
         """Append an evaluation.
 
         Args:
-            evaluated: the scores of the "raw" and "ema" weights, or of one of them.
+            evaluated: the scores for "raw" and "ema" weights, or for one of them.
             best_by: the score that selects the best epoch.
-            selection: the same scores on the images of `data.selection_share`.
-            baseline: the linear probe that the run starts from, and the larger one.
+            selection: the same scores on the images that `data.selection_share` reserves.
+            baseline: the linear probe that the run starts from, and the probe at a larger image size.
         """
         own = _compared(evaluated, best_by, None if selection else baseline)
         left_out = None if selection is None else _compared(selection, best_by, baseline)
@@ -73,7 +73,7 @@ class Progress(Position):
         return Position(**asdict(self) | {"evaluations": list(self.evaluations)})
 
     def awaits_evaluation(self, recipe: FinalRecipe) -> bool:
-        """True if the epoch that has just ended is to be evaluated and has not been yet."""
+        """True if the epoch that has just ended must still be evaluated."""
         is_new = all(entry.epoch != self.epoch - 1 for entry in self.evaluations)
         return self.step == 0 and self.epoch > 0 and recipe.is_evaluated(self.epoch) and is_new
 
@@ -94,7 +94,7 @@ class Progress(Position):
         return bool(values) and len(values) - 1 - values.index(max(values)) >= patience
 
     def best(self) -> Evaluation | None:
-        """The evaluation of the best epoch so far."""
+        """The best epoch's evaluation so far."""
         return best_evaluation(self.evaluations)
 
     def choose_weights(self, recipe: FinalRecipe, baseline: Baseline | None) -> WeightChoice | None:
@@ -113,7 +113,7 @@ class Progress(Position):
 
 
 def _compared(evaluated: Mapping[str, Evaluated], best_by: str, baseline: Baseline | None) -> ByWeights:
-    """Compare the raw and the EMA scores image by image with each other, and with the linear probes if they are given."""
+    """Compare raw with EMA scores image by image, and both with the linear probes if these are given."""
     scores = {weights: of_weights.scores for weights, of_weights in evaluated.items()}
     predictions = {weights: of_weights.predictions for weights, of_weights in evaluated.items()}
     right = {weights: p.right_N for weights, p in predictions.items()}
@@ -138,7 +138,7 @@ def summarise(
 ) -> Result:
     """Return the content of result.json: the best and the last evaluation, beside the expected accuracy.
 
-    warnings: what the log has warned of so far.
+    warnings: the warnings in the log so far.
     """
     weights = progress.choose_weights(recipe, baseline)
     return Result(
@@ -186,7 +186,7 @@ def describe_evaluation(evaluation: Evaluation) -> str:
 
 
 def describe_baseline(baseline: Baseline, score: BestBy) -> str:
-    """Return the log line for the linear probe that a run starts from, and for a larger one."""
+    """Return the log line for the linear probe that a run starts from, and for the probe at a larger image size."""
     took = format_duration(baseline.seconds)
     made = f"fitted to {counted(baseline.images, 'training images')} in {took}"
     if baseline.raw is None:
@@ -204,7 +204,7 @@ def describe_baseline(baseline: Baseline, score: BestBy) -> str:
 
 
 def describe_unfinished(progress: Progress, recipe: FinalRecipe, baseline: Baseline | None, steps: int) -> list[str]:
-    """Return the log lines for a run that stops early: which of its weights are used, and if the EMA is still young."""
+    """Return the log lines for a run that stops early: which weights are used, and whether the EMA is still young."""
     choice = progress.choose_weights(recipe, baseline)
     lines = [] if choice is None else [describe_weights(choice)]
     untrained = untrained_share(recipe, steps)
@@ -212,7 +212,7 @@ def describe_unfinished(progress: Progress, recipe: FinalRecipe, baseline: Basel
 
 
 def conclusion(result: Result) -> str:
-    """Return the last log lines of a run: its result, the baseline, which weights are used, and all its warnings."""
+    """Return a run's last log lines: its result, the baseline, which weights are used, and all its warnings."""
     used = result.weights
     stopped = [result.stopped] if result.stopped else []
     if used is None:
@@ -231,11 +231,11 @@ def _warnings(result: Result) -> list[str]:
 
 
 def _describe_result(result: Result, used: WeightChoice) -> str:
-    """Return the accuracy of the weights that are used, and of the others that were kept."""
+    """Describe the accuracy of the weights that are used, and of the others that were kept."""
     best, last = result.best, result.last
     baseline = result.baseline
     probe = None if baseline is None else baseline.raw
-    figures: dict[str, str] = {}  # by description of the weights
+    figures: dict[str, str] = {}  # weights, described -> accuracy
     samples = 0
     score: BestBy = TOP1
     if best is not None and last is not None:
@@ -261,7 +261,7 @@ def _describe_result(result: Result, used: WeightChoice) -> str:
 
 
 def _describe_larger(result: Result, score: BestBy) -> list[str]:
-    """Return the accuracy of the larger linear probe, if the trained model was compared with one."""
+    """Describe the larger linear probe's accuracy, if the trained model was compared with one."""
     larger = result.baseline and result.baseline.larger
     if larger is None or larger.raw is None:
         return []
@@ -271,7 +271,7 @@ def _describe_larger(result: Result, score: BestBy) -> list[str]:
 
 
 def _describe_probe(probe: Scores, used: WeightChoice, score: BestBy) -> str:
-    """Return the accuracy of the linear probe, and the gain over it unless a warning states it."""
+    """Describe the linear probe's accuracy, and the gain over it unless a warning states it."""
     text = f"{SCORE_NAMES[score]} {_figure(probe, score)} % with the linear probe, before training"
     gain = used.gain
     if gain is None or gain.note:

@@ -1,4 +1,4 @@
-"""The log of a run: what it starts with, its intervals, evaluations and epochs, and the hardware of its process."""
+"""A run's log: its first lines, its intervals, evaluations and epochs, and its process's hardware."""
 
 import math
 import os
@@ -40,7 +40,7 @@ from fastft.train.step import Step
 from fastft.train.step_choice import Decision
 
 LONG_SECONDS = 3600  # a run on a CPU that takes longer gets advice
-TIMED_STEPS = 3  # after the process's first step; on a CPU the remaining time is estimated from these
+TIMED_STEPS = 3  # on a CPU the remaining time is estimated from this many steps after the process's first one
 
 
 class Meter:
@@ -124,7 +124,7 @@ class Reporter:
         self._timed: list[float] = []  # times at which the first steps ended
 
     def start(self, decision: Decision, step: int) -> None:
-        """Write the lines before this process's first step. step: optimiser steps done."""
+        """Write the lines that come before this process's first step. step: optimiser steps done."""
         s, recipe = self._setup, self._setup.recipe
         trained = sum(p.numel() for p in s.step.model.parameters() if p.requires_grad)
         self.say(
@@ -224,7 +224,7 @@ class Reporter:
         self.say(describe_evaluation(entry))
 
     def checkpoint(self, seconds: float, step: int) -> None:
-        """Log a checkpoint. seconds: until training went on; they are left out of the interval."""
+        """Log a checkpoint. seconds: how long training paused. They are left out of the interval."""
         self.meter.pause(seconds)
         self.record("checkpoint", step, {"seconds": seconds})
 
@@ -261,7 +261,7 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
 
 
 def describe_process(world: World, precision: Precision, seconds: float) -> Start:
-    """Return device, cores, threads and versions. seconds: duration of the process's set-up."""
+    """Return device, cores, threads and versions. seconds: how long the process's set-up took."""
     on_gpu = world.device.type == "cuda"
     return Start(
         device=torch.cuda.get_device_name(world.device) if on_gpu else cpu_name(),

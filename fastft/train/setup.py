@@ -1,4 +1,4 @@
-"""The set-up of a run: all of its parts, built once in the order of `build_setup`."""
+"""A run's set-up: `build_setup` builds all its parts once, in a fixed order."""
 
 import time
 from collections.abc import Callable
@@ -52,15 +52,15 @@ SHOWN_SAMPLES = 8  # samples named for a step whose loss is NaN or Inf
 
 @dataclass
 class Setup:
-    """The parts of a run.
+    """A run's parts.
 
     Attributes:
-        recipe: final.
-        state: the constant part of the run's checkpoints.
-        baseline: the linear probe's, if the run starts from one.
+        recipe: the final recipe.
+        state: the part of the run's checkpoints that is constant.
+        baseline: the linear probe's scores, if the run starts from one.
         progress: restored, or new. The run continues from it.
         began, deadline: when the set-up began and when the run must stop, by `time.monotonic`.
-        tracker: in the main process.
+        tracker: only in the main process.
     """
 
     recipe: FinalRecipe
@@ -132,13 +132,13 @@ def build_setup(
     deadline: float,
     opened: ExitStack,
 ) -> Setup:
-    """Set up this process's part of a run, and restore its newest checkpoint if there is one.
+    """Set up a run in this process, and restore its newest checkpoint if there is one.
 
     The loaders and the checkpoint writer end with `opened`.
 
     Args:
-        recipe: final, as `fastft.choose` returns it.
-        folder: the run directory, with the head that the run starts from if that is not a small random one.
+        recipe: the final recipe, as `fastft.choose` returns it.
+        folder: the run directory. Unless the run starts from a small random head, the folder has its head.
 
     Raises:
         UserError: bad input.

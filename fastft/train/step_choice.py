@@ -1,8 +1,7 @@
 """Choose how the training step is computed: eagerly, compiled, as a CUDA graph or by fused kernels, and its attention kernel.
 
 `train.step` names the way. 'auto' on a GPU and 'measure' time the candidates in this process, on a copy of the model.
-Checkpoints record the choice, so that a resumed run computes as before. docs/step.md lists the candidates for each kind
-of device.
+Checkpoints record the choice, so that a resumed run computes as before. docs/step.md lists the candidates by device.
 """
 
 import copy
@@ -33,12 +32,12 @@ from fastft.train.step import COMPILED, MODES, Step, StepChoice
 
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower, because such differences are noise
 WARM_UP_CALLS, TIMED_CALLS = 2, 3
-# largest micro-batch for which a CUDA graph is tried: above it, launches take less than 2 % of the time
+# CUDA graphs are tried for micro-batches up to this size: above it, launches take less than 2 % of the time
 GRAPH_MICRO_BATCH = 64
-# Largest relative difference from eager in the logits or in a parameter's gradient. Correct attention kernels differ by
+# By how much logits, or a parameter's gradient, may differ from eager (relative). Correct attention kernels differ by
 # 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU).
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
-LOSS_SCALE = 2.0**16  # for fp16: gradients of the first batch are far from overflow
+LOSS_SCALE = 2.0**16  # for fp16: the first batch's gradients are far from overflow
 SEED = 0
 
 # runs a micro-batch forward and backward, and returns logits and gradients by name
@@ -47,7 +46,7 @@ Pass = Callable[[], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class StepTrial:
-    """A candidate: the milliseconds of a micro-batch's forward and backward pass, or the reason why it was dropped."""
+    """A candidate: its milliseconds for a micro-batch's forward and backward pass, or the reason why it was dropped."""
 
     choice: StepChoice
     milliseconds: float | None
@@ -128,7 +127,7 @@ def _probe_fused(device: torch.device) -> None:
     torch.ops.fastft.add_norm(x_RD, x_RD, gain_D, gain_D, 1e-5)[0].cpu()
 
 
-# by mode what it needs, and the least that this computes
+# mode -> (what it needs, the smallest computation that shows whether this works)
 PROBES = {
     **dict.fromkeys(COMPILED, ("a compiler", _probe_compiler)),
     "fused": ("numba-cuda (`fastft doctor` examines it)", _probe_fused),
@@ -140,7 +139,7 @@ def device_name(device: torch.device) -> str:
 
 
 def stored_choice(stored: StoredStep | None, device: str) -> StepChoice | None:
-    """Return the choice in a checkpoint, if it was made for the same kind of device and this version knows it."""
+    """Return a checkpoint's choice, if it was made for the same device name and this version knows it."""
     if stored is None or stored.device != device:
         return None
     known = stored.mode in MODES and stored.attention in ("auto", *ATTENTION_KERNELS)
@@ -345,14 +344,14 @@ def _refuse_lost_gpu(device: torch.device, choice: StepChoice, error: Exception)
 
 
 def fastest(trials: Sequence[StepTrial]) -> StepChoice:
-    """Return the choice of the first trial within MARGIN of the fastest, or the default if none was measured."""
+    """Return the first trial's choice that is within MARGIN of the fastest, or the default if none was measured."""
     measured = {trial.choice: trial.milliseconds for trial in trials if trial.milliseconds is not None}
     limit = min(measured.values(), default=0.0) * (1 + MARGIN)
     return next((choice for choice, time in measured.items() if time <= limit), StepChoice())
 
 
 def compare(computed: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float) -> None:
-    """Compare tensors by the norm of their difference, relative to the reference's norm.
+    """Compare tensors by the difference's norm, relative to the reference's norm.
 
     Raises:
         Dropped: a tensor is missing, has NaN or Inf, or differs by more than the tolerance.

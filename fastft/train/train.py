@@ -78,7 +78,7 @@ def _set_up(
 
 
 def _fit(trainer: Trainer) -> Result:
-    """Train. An error that only this process can meet is published to the others."""
+    """Train. If an error occurs in this process only, it is published to the others."""
     try:
         return trainer.fit()
     except torch.OutOfMemoryError:
@@ -94,8 +94,8 @@ def _fit(trainer: Trainer) -> Result:
 def training_stream(device: torch.device) -> AbstractContextManager:
     """Return a context in which PyTorch queues work on a high-priority stream. On a CPU it does nothing.
 
-    The loader's augmentation kernels run on streams with normal priority. So blocks of the training step that are ready
-    to run go before theirs.
+    The loader's augmentation kernels run on streams with normal priority. So the training step's blocks go first as soon as
+    they are ready to run.
     """
     if device.type != "cuda":
         return nullcontext()
@@ -106,5 +106,5 @@ def training_stream(device: torch.device) -> AbstractContextManager:
 
 @cache
 def _high_priority_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return one stream per device. PyTorch caches memory by stream, so the runs of a sweep share it."""
+    """Return one stream per device. PyTorch caches memory by stream, so a sweep's runs share it."""
     return torch.cuda.Stream(device, priority=HIGH_PRIORITY)

@@ -1,4 +1,4 @@
-"""The run of one process: steps, evaluations and checkpoints, from the position of its set-up to the end."""
+"""A run in one process: steps, evaluations and checkpoints, from the set-up's position to the end."""
 
 import time
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ from fastft.train.setup import Setup
 from fastft.train.step import draw_noise
 from fastft.train.step_choice import choose_step, device_name
 
-# what a process requests between two steps; the highest request among all processes is carried out
+# What a process requests between two steps. The highest request among all processes is carried out.
 CONTINUE, SAVE, STOP = range(3)
 
 
 class Trainer:
-    """One process's part of a run. Its state is the progress and the learning rate."""
+    """Runs one process's part of a run. Its own state is the progress and the learning rate."""
 
     def __init__(self, setup: Setup, log: RunLog) -> None:
         self.setup, self.world, self.guard, self.step = setup, setup.world, setup.guard, setup.step

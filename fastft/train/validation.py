@@ -1,4 +1,4 @@
-"""The evaluations of a run: the raw and the EMA weights on the validation file."""
+"""Evaluate a run's raw and EMA weights on the validation file."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,8 +17,8 @@ class Validation:
     """Evaluates the raw and the EMA weights on the validation file, if the run has one.
 
     Attributes:
-        loaders: of the validation images, if the run has any, then of the images of `data.selection_share`. Without
-            validation images, the latter are the only ones.
+        loaders: for the validation images if the run has any, then for the images that `data.selection_share` reserves
+            if there are any.
         class_counts: training images by label.
         is_stop_requested: called during evaluation. True ends the evaluation.
     """
@@ -56,7 +56,7 @@ class Validation:
         return scores[0], scores[1] if len(scores) > 1 else None
 
     def scores(self, models: Sequence[nn.Module], loader: EvalLoader) -> list[Evaluated]:
-        """Return the scores of each model. Raises EvaluationStopped: a stop was requested."""
+        """Return each model's scores. Raises EvaluationStopped if a stop was requested."""
         with_logits = loader.num_samples * self.num_classes <= KEPT_IN_TRAINING
         scores = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
         loader.pop_timings()  # not part of the training loader's work

@@ -55,6 +55,7 @@ def etag_of(stat: os.stat_result) -> str:
 class _Handler(BaseHTTPRequestHandler):
     server: FileServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # contents would wait 40 ms until the client acknowledges the headers
 
     def log_message(self, *_: object) -> None:
         pass
@@ -143,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(folder: Path) -> Iterator[FileServer]:
     server = FileServer(folder)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:

@@ -397,7 +397,7 @@ def test_a_probe_of_another_run_is_not_taken_for_the_own(file, weights, larger, 
     for name, share in (("own", "0"), ("other", "0.25")):  # the same tower, fitted to other images
         larger(tmp_path / name, data__selection_share=share)
     shutil.copy(tmp_path / "other" / file, tmp_path / "own" / file)
-    with pytest.raises(UserError, match="of different runs"):
+    with pytest.raises(UserError, match="from different runs"):
         load_trained(tmp_path / "own", torch.device("cpu"), weights)
 
 

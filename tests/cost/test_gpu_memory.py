@@ -35,7 +35,7 @@ def test_a_model_that_does_not_fit_is_not_priced_as_if_it_did(capsys, monkeypatc
         "H100 does not fit" in text
         and "H100: does not fit: it takes 1.8 GB with micro-batches of 1, and 0.9 of the GPU's 1 GB can be used" in text
     )
-    assert "fastft does not shard a model over GPUs, as FSDP of torchtitan and Composer does" in text
+    assert "fastft does not shard a model over GPUs, as torchtitan and Composer do with FSDP" in text
     assert main(["cost", "final_b16", "--gpu", "h100"]) == 0
     assert "final_b16 does not fit: it takes 1.8 GB" in " ".join(capsys.readouterr().out.split())
 
@@ -56,6 +56,6 @@ def test_dinov3_7b_has_gb_in_place_of_hours(capsys):
     assert main(["explain", "final_b16", *arch]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "H100: does not fit: it takes 13" in text
-    assert "fastft does not shard a model over GPUs, as FSDP of torchtitan and Composer does" in text
+    assert "fastft does not shard a model over GPUs, as torchtitan and Composer do with FSDP" in text
     assert main(["cost", "final_b16", *arch, "--gpu", "h100"]) == 0
     assert "final_b16 does not fit: it takes 13" in " ".join(capsys.readouterr().out.split())

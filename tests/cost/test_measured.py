@@ -148,7 +148,7 @@ def quick() -> Result:
     [
         (quick(), "quick run, whose results mean nothing"),
         (result(measures=[]), "no measure that costs depend on. Run fastft bench all"),
-        (benchmark(step=50_000), "of the peak of V100. Measure again"),
+        (benchmark(step=50_000), "of V100's peak. Measure again"),
     ],
 )
 def test_meaningless_or_impossible_figures_are_refused(tmp_path, refused, one, message):

@@ -93,7 +93,7 @@ def test_evidence_is_read_again_and_checked(tmp_path):
     for order in ([["p", "fastft"]], [["p", "fastft"], ["p", "p"]], [["p", "fastft"], ["p", "fastft", "timm"]]):
         case.order = order
         write_result(path, result)
-        with pytest.raises(UserError, match=r"case 1 of loader\.recipe has another order of rounds"):
+        with pytest.raises(UserError, match=r"case 1 of loader\.recipe: its order does not match its rounds"):
             read_result(path)
     case.order, images.sha256 = [], SHA[:-1]
     write_result(path, result)

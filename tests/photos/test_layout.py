@@ -113,7 +113,7 @@ def test_files_that_are_not_read_and_images_without_a_class_are_named(album, tmp
         (folder / "coffee" / f"{i}.cr2").write_bytes(b"x")
     shutil.copy(folder / "coffee" / "00.jpg", folder / "loose.jpg")
     text = "\n".join(warnings_of(folder))
-    assert "3 files are of a kind that is not read, and left out: 3 .cr2" in text
+    assert "3 files are left out, because fastft cannot read the format: 3 .cr2" in text
     assert f"{folder}: 1 image is in no class folder and left out" in text
 
 

@@ -115,7 +115,7 @@ def test_explain_says_who_states_the_values_and_where_the_recipe_differs(capsys)
     )
     assert main(["explain", "final_b16", "--model.arch=timm/convnext_tiny", "--model.weights=timm"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "of which 0.95 along each side (from timm's configuration of convnext_tiny)" in out
+    assert "cropped to 0.95 along each side (from timm's configuration of convnext_tiny)" in out
     assert "train.eval_crop_pct is 1, published is 0.95 (--train.eval_crop_pct=published)" in out
     assert main(["explain", "final_b16"]) == 0
     out = " ".join(capsys.readouterr().out.split())

@@ -89,10 +89,10 @@ def refused_runs(tiny: dict[str, str], options: dict[str, str], other: Path) -> 
     return {
         "other classes": (
             options | {"data.train": tiny["data.train"], "data.val": tiny["data.val"]},
-            "the head in .* has 11,821 classes, and none of them is in .*by WordNet id. Set --model.head_init=probe",
+            "the head in .* has 11,821 classes, but none has the same WordNet id as a class in .*. Set --model.head_init=probe",
         ),
         "another pool": (options | {"model.pool": "patches"}, "reads the class token. Set model.pool to class"),
-        "no set of ImageNet's": (options | {"model.weights": str(other)}, "has 11 classes, and none of them is in"),
+        "no set of ImageNet's": (options | {"model.weights": str(other)}, "has 11 classes, but none has the same "),
         "two heads": (options | {"model.head": "head.safetensors"}, "model.head and model.head_init=weights both set"),
     }
 

@@ -255,7 +255,7 @@ def test_an_ema_of_mostly_initial_weights_is_a_warning_in_the_log(tiny, tmp_path
         console = Console(file=io.StringIO(), width=400)
         once = flags(tiny, tmp_path / decay, schedule__epochs="1", schedule__warmup_epochs="0", ema__decay=decay)
         run_recipe(load_recipe("rcp/final_b16.yaml", once), console)
-        assert ("of its weights will be the initial ones" in console.file.getvalue()) is warned
+        assert ("of the EMA will still be initial weights" in console.file.getvalue()) is warned
 
 
 def test_a_batch_that_is_small_for_its_learning_rate_is_a_warning_in_the_log(tiny, tmp_path, monkeypatch):

@@ -199,5 +199,5 @@ def test_only_columns_that_are_used_must_have_different_names(images):
 
 def test_a_column_that_is_almost_one_of_0_and_1_is_named(images):
     (images / "t.csv").write_text("path,cat,dog\npictures/coffee.png,0.5,1\npictures/rocket.png,1,0\n")
-    with pytest.raises(UserError, match=r"cat is no column of 0 and 1 for a class \(row 2 is '0.5'\)"):
+    with pytest.raises(UserError, match=r"cat is not one class's column with only 0 and 1 \(row 2 is '0.5'\)"):
         open_source(images / "t.csv")

@@ -41,7 +41,7 @@ DATA = bytes(range(256)) * 100
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.0001)
     (tmp_path / "www").mkdir()
     with serve(tmp_path / "www") as running:
         yield running
@@ -301,7 +301,7 @@ def test_a_redirect_to_no_url_is_one_line_without_secrets(server):
 
 
 def test_a_server_that_is_not_there_is_one_line(monkeypatch):
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.0001)
     with pytest.raises(UserError, match=r"127\.0\.0\.1.*, 8 attempts\)$"):
         open_source("http://127.0.0.1:9/a.tar")  # the discard port
 
@@ -400,7 +400,7 @@ class Bucket(MemoryFileSystem):
 @pytest.fixture(params=["gs", "hf"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
     fs = Bucket()
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.0001)
     monkeypatch.setattr(remote, "file_system", lambda protocol: fs)
     path = RemotePath(f"{request.param}://bucket/a.tar")
     fs.pipe(path.url, DATA)
