@@ -25,6 +25,7 @@ os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest
 
 
 STARTED = time.monotonic()
+TORCH_THREADS: list[int] = []  # how many torch has at the start
 OUTPUTS = ("build", "dist", "runs", "fastft.egg-info")  # of commands that may run meanwhile
 
 # One process compiles the loader with the first of these; the other meanwhile runs tests that compile little.
@@ -43,6 +44,7 @@ def pytest_collection() -> None:
     with unittest.mock.patch("numba.typed.Dict", dict), suppress(ImportError):
         import ffcv  # noqa: F401
     torch.set_num_threads(threads)
+    TORCH_THREADS.append(threads)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    import torch
+
+    # an earlier test may have changed them, and weights would differ in last bits
+    if torch.get_num_threads() != TORCH_THREADS[0]:
+        torch.set_num_threads(TORCH_THREADS[0])
     if time.monotonic() - STARTED > SLOW_SECONDS and item.get_closest_marker("slow"):
         pytest.skip(f"{item.location[0]}: not started, as FASTFT_SLOW_SECONDS={SLOW_SECONDS:.0f} have passed")
 
