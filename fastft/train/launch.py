@@ -28,6 +28,8 @@ NO_RESTARTS = (
     "warning: --max-restarts starts all processes again after any error, also after bad input. Leave it out, and run "
     "the same command again on exit code 75, as rcp/slurm/train.sbatch does"
 )
+ONE_NODE = ("1", "1:1")  # values of --nnodes
+ENDED = 128 + signal.SIGTERM  # a process's exit code after torchrun's signal, unless it is training
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `fastft` in every process, and return the most informative of their exit codes: 2, then 1, then 75."""
     options, command = split_command(sys.argv[1:] if argv is None else argv)
     args = get_args_parser().parse_args([*options, "--module", PROGRAM, *command])
-    if args.nnodes in ("1", "1:1"):  # otherwise torchrun tries for ever to reach a host name that nothing can look up
+    if args.nnodes in ONE_NODE:  # otherwise torchrun tries for ever to reach a host name that nothing can look up
         args.local_addr = args.local_addr or "localhost"
     # torchrun's log repeats the errors that the processes printed
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -48,15 +50,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(args)
     except ChildFailedError as error:
-        return exit_code({failure.exitcode for failure in error.failures.values()})
+        codes = {failure.exitcode for failure in error.failures.values()}
+        lost = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0]
+        if lost and all(code < 0 or code == ENDED for code in codes) and not is_alone(args):
+            # the others would have said this and exited with EXIT_REQUEUE, but torchrun was faster and ended them
+            rank, failure = lost[0]
+            how = f"rank {rank} was ended by {failure.signal_name()}"
+            print(
+                f"fastft launch: another process died or stopped responding ({how}). Run the same command again",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            return EXIT_REQUEUE
+        return exit_code(codes)
     except SignalException as stop:
         return 130 if stop.sigval == signal.SIGINT else EXIT_REQUEUE
     return 0
 
 
+def is_alone(args: Namespace) -> bool:
+    return args.nnodes in ONE_NODE and args.nproc_per_node == "1"
+
+
 def announce_waiting(args: Namespace) -> None:
     """Print one line if this node has no process after WAITING_SECONDS, because torchrun itself waits silently for the others."""
-    if args.nnodes in ("1", "1:1"):
+    if args.nnodes in ONE_NODE:
         return
     place = args.rdzv_endpoint or f"{args.master_addr}:{args.master_port}"
 

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from beton_tools.read.format import Beton
 from fastft.augment.rng import epoch_words
@@ -240,6 +241,28 @@ def test_the_launcher_warns_of_restarts(monkeypatch, capsys, options, warns):
 def test_exit_codes_of_processes_are_ranked():
     codes = ({75, -15}, {2, -15}, {2, 75}, {1}, {-9}, {1, 75}, {1, 2})
     assert [exit_code(c) for c in codes] == [75, 2, 2, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("processes", "codes", "code", "said"),
+    [
+        ("2", [-9], EXIT_REQUEUE, 1), ("2", [-9, -15], EXIT_REQUEUE, 1), ("2", [-9, 143], EXIT_REQUEUE, 1),
+        ("2", [-9, EXIT_REQUEUE], EXIT_REQUEUE, 0), ("2", [-9, 2], 2, 0), ("2", [-9, 1], 1, 0), ("1", [-9], 1, 0),
+    ],
+)  # fmt: skip
+def test_a_process_that_is_killed_before_another_notices_is_told_by_the_launcher(
+    monkeypatch, capsys, tmp_path, processes, codes, code, said
+):
+    def killed(_: object) -> None:
+        none = str(tmp_path / "none")
+        raise ChildFailedError("cli", {rank: ProcessFailure(rank, 1234, c, none) for rank, c in enumerate(codes)})
+
+    monkeypatch.setattr(launch_module, "run", killed)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv(LAUNCHER, "0")
+    assert launch_module.main(["--nproc-per-node", processes, "train", "final_b16"]) == code
+    line = "another process died or stopped responding (rank 0 was ended by SIGKILL). Run the same command again"
+    assert capsys.readouterr().err.count(line) == said
 
 
 def test_a_lost_process_is_one_line(monkeypatch):
