@@ -43,9 +43,8 @@ AUGMENTED = (
     "fastft augment.policy=rand-m9-mstd0.5-inc1 augment.scale_min=0.5",
 )
 TIMES = "90s", "180s", "360s"
-BUDGETS = tuple(
-    f"fastft schedule.budget={time}" for time in TIMES
-)  # methods of photo_runs.py, which counts CPU seconds
+# methods of photo_runs.py, which counts CPU seconds
+BUDGETS = tuple(f"fastft schedule.budget={time}" for time in TIMES)
 BUDGET = BUDGETS[1]  # takes less time than the loops
 # the runs of budgets before today's rule was chosen, which informed it
 EARLIER_BUDGETS = "earlier budget", *(f"earlier rule, budget {time}" for time in ("150s", "180s", "240s"))

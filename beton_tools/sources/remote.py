@@ -368,7 +368,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 @dataclass
 class _Traffic:
-    """What is being read: all bytes so far, the latest file, and what went wrong with its latest request."""
+    """Progress of remote reads: all bytes so far, the latest file, and the error of its latest request."""
 
     received: int = 0
     path: RemotePath | None = None

@@ -71,10 +71,8 @@ def read_old_split(recipe: AskedRecipe) -> OldSplit | None:
     run = next((place for place in (weights, *weights.parents[1:3]) if (place / "checkpoints").is_dir()), None)
     if run is None:
         return None
-    places = {
-        run / "data" / SPLIT: False,
-        run.parent / "data" / SPLIT: True,
-    }  # the second: `run` is a refit inside its first run
+    # the second: `run` is a refit inside its first run
+    places = {run / "data" / SPLIT: False, run.parent / "data" / SPLIT: True}
     path, saw_all = next(((place, of_refit) for place, of_refit in places.items() if place.is_file()), (None, False))
     if path is None:
         return None

@@ -1,4 +1,4 @@
-"""What `data.train` and `data.val` name: which data must be prepared before training.
+"""Which paths in `data.train` and `data.val` must be prepared before training.
 
 It imports few modules, because most commands use it.
 """

@@ -29,7 +29,7 @@ MAX_PREPARED_BYTES = 64 << 20  # limit for prepared.json
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """What a preparation was made from. The files are reused until these inputs change.
+    """The inputs of a preparation. The prepared files are reused until these inputs change.
 
     Attributes:
         data: path to the images, for messages.

@@ -41,7 +41,7 @@ Forms = dict[str, tuple[torch.Size, torch.dtype]]
 
 
 class Logged(Document):
-    """What the next log line's steps have added up so far.
+    """Sums over the steps since the last log line.
 
     Attributes:
         loss_sum: mean over processes.

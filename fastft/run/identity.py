@@ -1,4 +1,4 @@
-"""What decides a run's numbers, and the only way to compare two runs.
+"""A run's identity: everything that determines its numbers, and how two runs are compared.
 
 An identity holds the options, each file's content, the classes, the architecture, and the weights' checksums. Paths do not
 count: a file that was moved or renamed is the same file, and another file under the same name is not. Each option declares
@@ -55,7 +55,7 @@ class Difference:
 
 
 class Identity(Document, kw_only=True, omit_defaults=True):
-    """What decides a run's numbers, in `identity.json` and in every checkpoint.
+    """Everything that determines a run's numbers, stored in `identity.json` and in every checkpoint.
 
     Attributes:
         recipe: section -> option -> value. "auto" stands for a value that is not decided yet.

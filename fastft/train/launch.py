@@ -29,7 +29,8 @@ NO_RESTARTS = (
     "the same command again on exit code 75, as rcp/slurm/train.sbatch does"
 )
 ONE_NODE = ("1", "1:1")  # values of --nnodes
-ENDED = 128 + signal.SIGTERM  # a process's exit code after torchrun's signal, unless it is training
+# Exit codes of a process that torchrun ended with SIGTERM, before and after `fastft` handles signals
+ENDED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
@@ -50,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(args)
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        lost = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0]
-        if lost and all(code < 0 or code == ENDED for code in codes) and not is_alone(args):
+        failed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode not in ENDED}
+        codes = {failure.exitcode for failure in failed.values()}
+        if codes and max(codes) < 0 and not is_alone(args):
             # the others would have said this and exited with EXIT_REQUEUE, but torchrun was faster and ended them
-            rank, failure = lost[0]
+            rank, failure = next(iter(failed.items()))
             how = f"rank {rank} was ended by {failure.signal_name()}"
             print(
                 f"fastft launch: another process died or stopped responding ({how}). Run the same command again",
