@@ -219,6 +219,53 @@ SETS = {
         r"data/(?:train|val|test)/(?P<label>NORMAL|PNEUMONIA)/.*\.jpeg", "CC BY 4.0", (150, 200),
         group=r"/(?:NORMAL2-)?(person\d+|IM-\d+)[_-]", judge=True,
     ),
+    # judge only, and added after `CAUTION` had been chosen, to decide between two values of it
+    "monkeys": of_github(
+        "monkeys", "nikhildutta333/Monkey-Species-Classification", "cb62130b182246b59ed74614734320e61eb6aacc",
+        r"(?P<split>training|validation)/(?P<label>n\d)/.*\.jpg", "research use", (30, 25),
+        splits={"training": "train", "validation": "test"}, origin="10 Monkey Species", judge=True,
+    ),
+    # its folders have names of brain tumours and hold pizza, popcorn, doughnuts and fried balls
+    "snacks": of_github(
+        "snacks", "Shyam-daniel/testing12", "4926a00e69bd7bd9828b4df02b3efa8d7b40f2c3",
+        r"(?:Training|Testing)/(?P<label>\w+)/.*\.jpg", "research use", (65, 50), judge=True,
+    ),
+    "rice": of_github(
+        "diseases of rice", "aldrin233/RiceDiseases-DataSet", "80f0ef4121826aa91ef3a8e0dd1cca937d363b44",
+        r"(?P<label>[^/]+)/[oO]rig/.*\.(?:jpg|JPG|jpeg|png)", "research use", (50, 40), judge=True,
+    ),
+    "fire": of_github(
+        "fire", "mrlinux1/SmokeSensor", "8a229532a3430419f92f260966c9bac642a14de1",
+        r"dataset/(?:train|validation)/(?P<label>\w+)/.*\.png", "research use", (140, 100), judge=True,
+    ),
+    "vegetables": of_github(
+        "vegetables", "mrlinux1/SmokeSensor", "8a229532a3430419f92f260966c9bac642a14de1",
+        r"clean-dataset/(?:train|validation)/(?P<label>\w+)/.*\.jpg", "research use", (100, 100), judge=True,
+    ),
+    "seedlings": of_github(
+        "seedlings", "sergeyvilov/plant_seedings", "fcbfafe3630f7e604ffd45fab3e5dfc3c4e2b8b2",
+        r"train/(?P<label>[^/]+)/.*\.png", "CC BY-SA 4.0", (25, 30), origin="Aarhus University", judge=True,
+    ),
+    "scenes": of_github(
+        "scenes", "jaaumeadrover/Landscape-Image-Classification", "7985b6b6e532f94f96da7dee74eb9a0ae7972083",
+        r"data/train/(?P<label>[^/]+)/.*\.jpg", "research use", (20, 25), origin="15 Scenes", judge=True,
+    ),
+    # without the copies of "disgust" that its owner drew
+    "faces": of_github(
+        "expressions of faces", "RecepTahirGunlu/Duygu-Tanima", "8d429277ec5ff4aa605657546f26dd8139204fa0",
+        r"(?P<split>train|test)/(?P<label>\w+)/\w+_\d+\.jpg", "research use", (45, 50),
+        splits={"train": "train", "test": "test"}, origin="FER2013", judge=True,
+    ),
+    # without augmented copies; a mask was drawn on each face, so both images of a face are on one side
+    "masks": of_github(
+        "masks", "prajnasb/observations", "cdcf4501bf7fdec7ac8a4ee245e343b187fa53c7",
+        r"experiements/data/(?P<label>\w+)/\d+(?:-with-mask)?\.jpg", "research use", (140, 200),
+        group=r"/(\d+)", judge=True,
+    ),
+    "aerial": of_github(
+        "aerial photographs", "alexcg1/scenex-geospacial", "ff6f91dc5c8fcbbdb2837e98eac2bd832be2c390",
+        r"data/nwpu/(?P<label>\w+)/.*\.jpg", "research use", (6, 4), origin="NWPU-RESISC45", judge=True, fewest=10,
+    ),
 }  # fmt: skip
 
 
@@ -272,7 +319,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(SETS)}; default: all")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--cifar10", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     for name in options.names or SETS:
         out, partial = options.folder / name, options.folder / f"{name}.partial"
