@@ -11,12 +11,14 @@ from itertools import islice
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.names import composed, escape_undecodable
 from beton_tools.base.user_files import read_user_file
 from beton_tools.sources.remote import RemotePath, SourcePath, open_source_file
 from beton_tools.sources.remote_errors import AccessDenied
 
 MAX_LABELS_BYTES = 256 << 20  # labels for five million images. ImageNet's validation labels take 2 MB
 _PARENTS = 4
+_LINE_END = re.compile("\r\n|\r|\n")  # `str.splitlines` ends lines at a form feed and at ten other characters too
 _WNID = re.compile(r"n\d{8}")
 _KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in Kaggle's ILSVRC download
 _TIMM_LISTS = "data/_info"  # inside timm, which is slow to import
@@ -62,13 +64,28 @@ def read_side_file(path: SourcePath, max_bytes: int, expected: str) -> bytes:
 
 
 def read_lines(path: SourcePath) -> list[str] | None:
-    """Return a text file's lines, or None if it does not exist.
+    """Return a text file's lines without blank ones at its end, or None if it does not exist.
 
     Bytes that are not UTF-8 become surrogates, as in file names.
     """
     if not is_present(path):
         return None
-    return read_side_file(path, MAX_LABELS_BYTES, "a text file").decode("utf-8", "surrogateescape").splitlines()
+    text = read_side_file(path, MAX_LABELS_BYTES, "a text file").decode("utf-8-sig", "surrogateescape")
+    return _LINE_END.split(text) if (text := text.rstrip()) else []
+
+
+def read_class_list(path: SourcePath) -> list[str] | None:
+    """Return a file's class names, one per line, or None if it does not exist or is empty.
+
+    Raises:
+        UserError: A name is missing before the last one, or is not UTF-8 text.
+    """
+    names = [composed(line.strip()) for line in read_lines(path) or []]
+    if any(name != escape_undecodable(name) for name in names):
+        raise UserError(f"{path}: a class name is not UTF-8 text. Save the list as UTF-8")
+    if "" in names:
+        raise UserError(f"{path}, line {names.index('') + 1}: no class name. Write one, or remove the line")
+    return names or None
 
 
 # wnids ----------------------------------------------------------------------------------------------------------------

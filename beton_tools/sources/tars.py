@@ -27,7 +27,7 @@ from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.base import SpanSource, check_classes, check_labels, stamp_of
 from beton_tools.sources.path_table import number_by_name
 from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, map_files, open_source_file
-from beton_tools.sources.side_files import class_names_of, is_wnid, read_lines
+from beton_tools.sources.side_files import class_names_of, is_wnid, read_class_list
 
 _BLOCK = 512  # POSIX ustar
 _MAX_HEADER = 64 << 10  # bytes per extended header (long names, pax records). A path has at most 4096
@@ -289,7 +289,7 @@ def webdataset_source(
         table.left_out.update(left_out)
         for key, image, label in samples:
             table.add(f"{path.name}/{key}.{_extension(image)}", label, image)
-    own = next(filter(None, (read_lines(root / name) for name in _CLASS_LISTS)), None)
+    own = next(filter(None, (read_class_list(root / name) for name in _CLASS_LISTS)), None)
     table.labels = array("q", number_by_name(root, np.array(table.labels), own, classes).tolist())
     class_list = check_labels(root, max(table.labels, default=-1), classes or own)
     return table.source("webdataset", root, class_list, class_names_of(class_list, root), key=None)

@@ -108,6 +108,28 @@ def test_webdataset_shards(tmp_path, photo_jpegs, label_as):
     assert source.names[8] == "photos-train-0001.tar/./part.a/000001.jpg"
 
 
+def test_a_class_list_is_read_as_a_text_editor_shows_it(tmp_path, photo_jpegs):
+    """The lines that editors add at the end are no classes, and what a line's name has around it is not part of it."""
+    write_shards(tmp_path / "shards", labelled(photo_jpegs), "cls")
+    text = "\ufeffcup\r\n cafe\u0301\u2028x \r\nrocket\r\n\r\n \r\n"
+    (tmp_path / "shards" / "classes.txt").write_bytes(text.encode())
+    assert open_source(tmp_path / "shards").classes == ("cup", "caf\xe9\u2028x", "rocket")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"cup\n\ncat\nrocket\n", r"classes\.txt, line 2: no class name\. Write one, or remove the line"),
+        ("cup\ncat\nrocket\n".encode("utf-16"), r"classes\.txt: a class name is not UTF-8 text\. Save the list as UTF-8"),
+    ],
+)
+def test_a_class_list_with_a_gap_or_in_another_encoding_is_refused(tmp_path, photo_jpegs, text, message):
+    write_shards(tmp_path / "shards", labelled(photo_jpegs), "cls")
+    (tmp_path / "shards" / "classes.txt").write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        open_source(tmp_path / "shards")
+
+
 def test_a_glob_pattern_selects_shards(tmp_path, photo_jpegs):
     write_shards(tmp_path / "shards", labelled(photo_jpegs), "cls")
     assert len(open_source(tmp_path / "shards" / "*-000[01].tar").names) == 16
