@@ -38,6 +38,7 @@ QUALITY, SUBSAMPLING = 90, SUBSAMPLINGS[0]  # FFCV's defaults, which the paper's
 # The JPEGs are half as large as the PNGs.
 LOSSLESS_QUALITY, LOSSLESS_SUBSAMPLING = 98, "4:4:4"
 _LOSSLESS = ("PNG", "BMP", "PPM", "TIFF", "GIF")  # and VP8L WebP files
+_FRAME_HEADER = 16  # bytes before an animated WebP's frame
 RAW_PIXELS = 128 * 128  # for a lossless file that is stored as pixels, 49 kB: exact, and decoded at once
 KEPT, DAMAGED = "kept", "damaged JPEG"
 RAW = "raw, "  # begins `EncodedImage.how` for images that are stored as pixels
@@ -193,6 +194,15 @@ def count_notes(encodings: Mapping[str, int]) -> dict[str, int]:
     return {text: count for text, count in counts.items() if count}
 
 
+def _is_lossless_webp(data: bytes) -> bool:
+    """Return True if a WebP file's first image is lossless. Chunks with metadata or a frame's place may precede it."""
+    at = 12 if data[8:12] == b"WEBP" else len(data)
+    while (kind := data[at : at + 4]) not in (b"VP8L", b"VP8 ", b""):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + (_FRAME_HEADER if kind == b"ANMF" else size + size % 2)
+    return kind == b"VP8L"
+
+
 def _decode(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, str, bool]:
     """Decode a file. Missing parts of a damaged JPEG are filled in, as timm's and torchvision's loaders do.
 
@@ -217,7 +227,7 @@ def _decode(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, str, bool]
     if not is_jpeg:
         frames = ANIMATED if getattr(image, "is_animated", False) else ""
         form = f"{depth_prefix(image)}{CLEAR if is_transparent else ''}{frames}{image.format}"
-        return pixels, form, image.format in _LOSSLESS or data[12:16] == b"VP8L"
+        return pixels, form, image.format in _LOSSLESS or _is_lossless_webp(data)
     if quiet is None and _is_damaged(data):
         return pixels, DAMAGED, False
     return pixels, "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG", False

@@ -14,6 +14,7 @@ from beton_tools.jpeg import decode_rgb, parse
 from beton_tools.write.images import (
     DAMAGED,
     KEPT,
+    RAW,
     BadImage,
     EncodedImage,
     EncodeOptions,
@@ -25,6 +26,7 @@ from beton_tools.write.writer import WriteOptions
 from tests.beton_tools.conftest import crops, damaged, jpeg_of, photograph
 
 PHOTO = crops("chelsea.png", 1, seed=3)[0]
+SMALL = PHOTO.crop((0, 0, 96, 64))
 
 
 def pixels_of(data: bytes) -> np.ndarray:
@@ -69,6 +71,15 @@ def test_other_formats_are_encoded_once_and_the_reason_recorded(kind):
     assert stored.data[:2] == b"\xff\xd8"
     difference = np.abs(pixels_of(stored.data).astype(int) - expected)
     assert difference.mean() < 5  # one JPEG generation, of a dithered palette at worst; not another image
+
+
+@pytest.mark.parametrize("more", [{"icc_profile": b"icc"}, {"save_all": True, "append_images": [SMALL.rotate(90)]}])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_lossless_webp_keeps_its_pixels_beside_metadata_and_as_an_animation(lossless, more):
+    stored = encode_sample(saved(SMALL, "WEBP", lossless=lossless, **more), EncodeOptions())
+    assert stored.how.startswith(RAW) == lossless
+    if lossless:
+        np.testing.assert_array_equal(np.frombuffer(stored.data, np.uint8).reshape(64, 96, 3), np.asarray(SMALL))
 
 
 def with_segment(jpeg: bytes, marker: int, payload: bytes | None) -> bytes:
