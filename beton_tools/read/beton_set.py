@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -172,6 +173,7 @@ class BetonSet(SampleTable):
         if not classes_by_position:
             _check_classes(betons, classes)
         refuse_other_parts({beton.path: of_file.source for beton, of_file in zip(betons, classes, strict=True)})
+        _refuse_copies(betons)
         starts = np.append(0, np.cumsum([len(beton) for beton in betons]))
         opened_files = list(betons)
         del betons, found  # `_join` frees each file's tables after it has copied them
@@ -458,6 +460,15 @@ def _check_fields(betons: Sequence[Beton]) -> None:
             raise UserError(
                 f"{beton.path} has the fields {own}, but {betons[0].path} has {names[0]}. Give files with the same fields"
             )
+
+
+def _refuse_copies(betons: Sequence[Beton]) -> None:
+    """Refuse a copy of another file, or a hard link to it. FFCV's files have no manifest that would tell."""
+    counts = Counter((len(beton), beton.file_size) for beton in betons)
+    first: dict[int, Beton] = {}
+    for beton in (beton for beton in betons if counts[len(beton), beton.file_size] > 1):
+        if (other := first.setdefault(beton.identity(), beton)) is not beton:
+            raise UserError(f"{beton.path} has the same images as {other.path}. Leave one out")
 
 
 def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> None:

@@ -1,5 +1,6 @@
 """Several `.beton` files, or some samples of files, as one set of images: one index space, the same pixels."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def test_a_file_beside_a_link_to_it_is_not_used_twice(parts, tmp_path):
     shutil.copy(parts / "train-1-of-3.beton", tmp_path / "train.beton")
     (tmp_path / "train-latest.beton").symlink_to("train.beton")
     with pytest.raises(UserError, match=r"train\.beton: named twice, as .*train-latest\.beton too"):
+        BetonSet.open(tmp_path / "train*.beton")
+
+
+@pytest.mark.parametrize("copy", [shutil.copy, os.link])
+def test_a_file_beside_its_copy_is_not_used_twice(parts, tmp_path, copy):
+    shutil.copy(parts / "train-1-of-3.beton", tmp_path / "train.beton")
+    copy(tmp_path / "train.beton", tmp_path / "train-old.beton")
+    with pytest.raises(UserError, match=r"train\.beton has the same images as .*train-old\.beton\. Leave one out"):
         BetonSet.open(tmp_path / "train*.beton")
 
 
