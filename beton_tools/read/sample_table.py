@@ -76,15 +76,19 @@ class SampleTable(ABC):
         """int64 (N,), or `label_sets`.
 
         Raises:
-            UserError: The file has neither an int field nor a label array.
+            UserError: The file has neither an int field nor a label array, or several int fields of which none is called
+                "label".
         """
         if self.label_sets is not None:
             return self.label_sets
         ints = [f for f in self.fields if f.type_id == INT_TYPE]
         if not ints:
             raise UserError(f"{self.title}: has no label field (int or array), so it cannot be used for classification")
-        named = [f for f in ints if f.name == "label"]
-        return self.metadata[(named or ints)[0].column]
+        own = [f for f in ints if f.name == "label"] or ints
+        if len(own) > 1:
+            names = " or ".join(f.name for f in own)
+            raise UserError(f"{self.title}: {names} could be the label field. Write the file again, and call it 'label'")
+        return self.metadata[own[0].column]
 
     @property
     def pointers(self) -> np.ndarray:

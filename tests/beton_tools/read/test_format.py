@@ -66,6 +66,18 @@ def test_a_file_with_more_fields_than_ours(tmp_path):
     np.testing.assert_array_equal(decode_sample(beton, 3), photos.images[3])
 
 
+def test_among_several_int_fields_the_label_is_the_one_that_is_called_so(tmp_path):
+    """Otherwise an index before the label would be trained on, with a class for each image."""
+    path = tmp_path / "ffcv.beton"
+    for name in ("label", "target"):
+        fields = {"image": RGBImageField("raw"), "index": IntField(), name: IntField()}
+        DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Photos(5))
+        if name == "label":
+            assert Beton.open(path).labels.tolist() == [5] * 7
+    with pytest.raises(UserError, match=r"index or target could be the label field\. Write the file again, and call it"):
+        _ = Beton.open(path).labels
+
+
 def test_a_file_without_labels_is_verified(tmp_path):
     class Weighted(Photos):
         def __getitem__(self, index):
