@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         temperature=not args.no_temperature,
     )  # fmt: skip
     say(f"using the {done.weights}")
+    if done.warning:
+        say(f"warning: {done.warning}")
     print_printable(
         f"{done.path}: loaded again with {args.format}. Its {done.output} differ from fastft's by at most "
         f"{done.max_difference:.2g} (the largest is {done.largest:.3g}). Model card: {done.card}"

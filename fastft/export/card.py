@@ -19,7 +19,7 @@ FEW_CLASSES = 20  # the card lists up to this many class names. Longer lists are
 
 
 def model_card(
-    trained: Trained, library: str, usage: str, check: str, max_difference: float, *, normalised: bool
+    trained: Trained, library: str, usage: str, check: str, max_difference: float, warning: str, *, normalised: bool
 ) -> str:
     """Return the model card as Markdown, with the front matter that the Hugging Face Hub reads.
 
@@ -27,6 +27,7 @@ def model_card(
         library: the library that loads the model, as the Hub calls it.
         usage: Python code that loads the model.
         check: what was compared when the file was written.
+        warning: about the library's own preprocessing, or "".
         normalised: whether the model takes normalised images. If not, it takes uint8 pixels.
     """
     recipe = trained.recipe
@@ -36,7 +37,7 @@ def model_card(
         f"Checked when it was written: {check} `{trained.path.name}`"
         f"{' with the same adjustment' if trained.is_adjusted else ' with the same head' if trained.has_scaled_head else ''} "
         f"differ by {max_difference:.1e} at most.",
-        f"## Images\n\n{_images(recipe, normalised)}",
+        "\n\n".join(["## Images", *[f"{warning}."] * bool(warning), _images(recipe, normalised)]),
         f"## Accuracy\n\n{_metrics(trained)}",
         *([f"## Probabilities\n\n{_temperature(trained)}"] if trained.temperature else []),
         f"## Data\n\n{_data(trained)}",

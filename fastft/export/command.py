@@ -13,6 +13,7 @@ from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.evaluate.trained import Trained, adjust_logits, at_evaluated_size, load_trained, scale_head
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm, to_torch
 from fastft.export.card import model_card
+from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
 
 Model = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits or probabilities (B, K), float32 on the CPU
@@ -37,6 +38,8 @@ class Format:
     library: str  # the library that loads it, as the Hugging Face Hub calls it
     suffix: str = ""
     probabilities: bool = False
+    # what the library's own preprocessing does otherwise than `fastft predict`, or ""
+    other_images: Callable[[Recipe], str] = lambda recipe: ""
 
     @property
     def output(self) -> str:
@@ -45,7 +48,14 @@ class Format:
 
 FORMATS = {
     "timm": Format(to_timm.write, to_timm.load, to_timm.usage, folder=True, library="timm"),
-    "open_clip": Format(to_open_clip.write, to_open_clip.load, to_open_clip.usage, folder=True, library="open_clip"),
+    "open_clip": Format(
+        to_open_clip.write,
+        to_open_clip.load,
+        to_open_clip.usage,
+        folder=True,
+        library="open_clip",
+        other_images=to_open_clip.other_images,
+    ),
     "safetensors": Format(
         to_safetensors.write,
         to_safetensors.load,
@@ -80,6 +90,7 @@ class Exported:
     max_difference: float
     largest: float
     weights: str  # in words
+    warning: str  # about the library's own preprocessing, or ""
 
 
 def export_checkpoint(
@@ -124,14 +135,15 @@ def export_checkpoint(
                 f"the {format} export gives other {kind.output} than the checkpoint (by {difference:.2g} of {largest:.2g}). "
                 "Nothing was written. Please report this"
             )
+        warning = kind.other_images(trained.recipe)
         check = f"{kind.output} of this {format} export and the checkpoint"
         text = model_card(
-            trained, kind.library, kind.usage(trained, out), check, difference, normalised=not kind.probabilities
+            trained, kind.library, kind.usage(trained, out), check, difference, warning, normalised=not kind.probabilities
         )
         made = scratch / card.relative_to(out.parent)
         made.write_text(text, encoding="utf-8", errors="backslashreplace")  # because paths need not be UTF-8
         _move(scratch, out)
-    return Exported(out, card, kind.output, difference, largest, trained.weights)
+    return Exported(out, card, kind.output, difference, largest, trained.weights, warning)
 
 
 def _move(scratch: Path, out: Path) -> None:

@@ -22,11 +22,13 @@ from torch.nn import functional
 
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
+from fastft.export.preprocessing import short_side
 from fastft.export.to_timm import refuse_new_head
 from fastft.model import Arch, TimmArch
 from fastft.model.classifier import PATCHES, TOKEN
 from fastft.model.head_file import BIAS, WEIGHT
 from fastft.model.weight_files import CLASSES, OPEN_CLIP_HEAD, save_tensors
+from fastft.recipe import Recipe
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1, "proj_type": "none"}
@@ -104,6 +106,16 @@ def usage(trained: Trained, path: Path) -> str:
         f'classes = json.loads((folder / "{CONFIG}").read_text())["{CLASSES}"]\n'
         "pixels = torch.from_numpy(images)  # images: float32 (B, 3, S, S), see Images\n"
         f"with torch.inference_mode():\n    logits = {logits}"
+    )
+
+
+def other_images(recipe: Recipe) -> str:
+    """Say that open_clip's transform shows the model another part of an image, if the recipe crops one."""
+    if short_side(recipe) == recipe.model.image_size:
+        return ""
+    return (
+        f"open_clip's own transform does not crop to train.eval_crop_pct={recipe.train.eval_crop_pct:g}, so its predictions "
+        "differ. Use preprocess from the model card instead"
     )
 
 

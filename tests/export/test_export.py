@@ -414,6 +414,16 @@ def test_open_clip_builds_the_whole_export_from_its_folder(tmp_path, pool):
     assert transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.875])
+def test_an_open_clip_export_says_where_open_clips_transform_shows_something_else(tmp_path, capfd, share):
+    """open_clip's configuration has no place for a central crop."""
+    make_checkpoint(tmp_path, dict(CLIP), train__eval_crop_pct=share)
+    assert main(["export", str(tmp_path / "run"), "--format=open_clip", f"--out={tmp_path / 'out'}"]) == 0
+    said = "open_clip's own transform does not crop to train.eval_crop_pct=0.875, so its predictions differ"
+    assert (f"warning: {said}" in capfd.readouterr().err) == (share < 1)
+    assert (said in (tmp_path / "out/README.md").read_text()) == (share < 1)
+
+
 def test_the_page_about_deployment_shows_the_code_of_the_card():
     page = (Path(__file__).parents[2] / "docs/deploy.md").read_text()
     assert preprocessing_code(load_recipe("final_b16"), normalised=True) in page
