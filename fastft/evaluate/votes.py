@@ -57,12 +57,13 @@ def save_votes(predictions: Iterable[Prediction], folder: Path, say: Callable[[s
     """Write each prediction's votes to `folder`, then yield it.
 
     NUMBER-NAME.png shows the image as the model sees it, and the votes for its most probable class against the second one.
-    NUMBER-NAME.npz has `votes` (K, grid, grid) float32, whose means are `logits` (K,), `classes` (K,) and `path`.
+    NUMBER-NAME.npz has `votes` (K, grid, grid) float32, whose means are `logits` (K,), `classes` (K,) and `path`. Votes that
+    an earlier call left in the folder are removed at the end, because they may be another model's.
 
     Raises:
         UserError: a file cannot be written.
     """
-    written = 0
+    written: set[Path] = set()
     for number, prediction in enumerate(predictions):
         if (votes := prediction.votes) is not None:
             first, second = votes.ranked[:2]
@@ -76,9 +77,13 @@ def save_votes(predictions: Iterable[Prediction], folder: Path, say: Callable[[s
                 np.savez_compressed(file, votes=votes.by_patch_KHW, logits=votes.logits_K, classes=names, path=name)
             pair = [printable(votes.classes[k]) for k in (first, second)]
             say(f"{path}: red patches vote for {pair[0]}, blue ones for {pair[1]}")
-            written += 1
+            written.add(path.with_suffix(".npz"))
         yield prediction
-    say(f"{folder}: votes for {written:,} images. Their mean over an image's patches is the class's logit")
+    for earlier in set(folder.glob("[0-9][0-9][0-9][0-9]*-*.npz")) - written:
+        if (picture := earlier.with_suffix(".png")).exists():
+            earlier.unlink()
+            picture.unlink()
+    say(f"{folder}: votes for {len(written):,} images. Their mean over an image's patches is the class's logit")
 
 
 def _beside(*panels: Image.Image) -> Image.Image:

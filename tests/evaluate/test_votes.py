@@ -76,6 +76,10 @@ def test_predict_writes_pictures_and_exact_tables(run_of_random_model, files, tm
         assert picture.width == 2 * picture.height >= 2 * 224
     assert main(command) == 2 and "is not empty" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+    (out / "2024-mine.npz").touch()
+    assert main(["predict", str(run_of_random_model), str(files[0]), "--votes", str(out), "--overwrite"]) == 0
+    first = f"0000-{files[0].stem}"
+    assert {path.name for path in out.iterdir()} == {f"{first}.npz", f"{first}.png", "2024-mine.npz"}
 
 
 def test_red_is_for_and_blue_against(run_of_random_model):
