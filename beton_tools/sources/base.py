@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import IO, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.remote import BLOCK, RemotePath, SourcePath, Stamp, map_files, read_range
 
 T = TypeVar("T")
+_NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
 MODIFIED = 1  # column of `Source.stamps` with the modification time or version
 
 
@@ -370,6 +373,10 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
-def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Sort class names alphabetically. Numbers are sorted by value and come before other names."""
-    return sorted(labels, key=lambda text: (not is_number(text), int(text) if is_number(text) else 0, text))
+def sort_labels(labels: Collection[str]) -> list[str]:
+    """Sort class names alphabetically. Numbers are sorted by value and come before other names.
+
+    They may have decimals, because pandas writes whole numbers as 10.0 if a cell was missing once.
+    """
+    value = {text: Decimal(text) for text in labels if _NUMBER.fullmatch(text)}
+    return sorted(labels, key=lambda text: (text not in value, value.get(text, 0), text))

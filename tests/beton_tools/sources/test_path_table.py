@@ -201,3 +201,11 @@ def test_a_column_that_is_almost_one_of_0_and_1_is_named(images):
     (images / "t.csv").write_text("path,cat,dog\npictures/coffee.png,0.5,1\npictures/rocket.png,1,0\n")
     with pytest.raises(UserError, match=r"cat is not one class's column with only 0 and 1 \(row 2 is '0.5'\)"):
         open_source(images / "t.csv")
+
+
+@pytest.mark.parametrize("labels", [("2", "10", "x"), ("2.0", "9.5", "10.0", "x")])
+def test_classes_that_are_numbers_are_sorted_by_value(tmp_path, labels):
+    """pandas writes whole numbers with decimals if one of them was missing once."""
+    rows = "".join(f"{label}.png,{label}\n" for label in sorted(labels))
+    (tmp_path / "t.csv").write_text(f"path,label\n{rows}")
+    assert open_tables(tmp_path, [tmp_path / "t.csv"])[0].classes == labels
