@@ -87,7 +87,9 @@ class SampleTable(ABC):
         own = [f for f in ints if f.name == "label"] or ints
         if len(own) > 1:
             names = " or ".join(f.name for f in own)
-            raise UserError(f"{self.title}: {names} could be the label field. Write the file again, and call it 'label'")
+            raise UserError(
+                f"{self.title}: {names} could be the label field. Write the file again, and call it 'label'"
+            )
         return self.metadata[own[0].column]
 
     @property

@@ -138,7 +138,13 @@ def export_checkpoint(
         warning = kind.other_images(trained.recipe)
         check = f"{kind.output} of this {format} export and the checkpoint"
         text = model_card(
-            trained, kind.library, kind.usage(trained, out), check, difference, warning, normalised=not kind.probabilities
+            trained,
+            kind.library,
+            kind.usage(trained, out),
+            check,
+            difference,
+            warning,
+            normalised=not kind.probabilities,
         )
         made = scratch / card.relative_to(out.parent)
         made.write_text(text, encoding="utf-8", errors="backslashreplace")  # because paths need not be UTF-8

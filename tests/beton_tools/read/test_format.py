@@ -74,7 +74,9 @@ def test_among_several_int_fields_the_label_is_the_one_that_is_called_so(tmp_pat
         DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Photos(5))
         if name == "label":
             assert Beton.open(path).labels.tolist() == [5] * 7
-    with pytest.raises(UserError, match=r"index or target could be the label field\. Write the file again, and call it"):
+    with pytest.raises(
+        UserError, match=r"index or target could be the label field\. Write the file again, and call it"
+    ):
         _ = Beton.open(path).labels
 
 

@@ -120,7 +120,10 @@ def test_a_class_list_is_read_as_a_text_editor_shows_it(tmp_path, photo_jpegs):
     ("text", "message"),
     [
         (b"cup\n\ncat\nrocket\n", r"classes\.txt, line 2: no class name\. Write one, or remove the line"),
-        ("cup\ncat\nrocket\n".encode("utf-16"), r"classes\.txt: a class name is not UTF-8 text\. Save the list as UTF-8"),
+        (
+            "cup\ncat\nrocket\n".encode("utf-16"),
+            r"classes\.txt: a class name is not UTF-8 text\. Save the list as UTF-8",
+        ),
     ],
 )
 def test_a_class_list_with_a_gap_or_in_another_encoding_is_refused(tmp_path, photo_jpegs, text, message):
