@@ -182,13 +182,13 @@ def read_user_file(path: StrPath, max_bytes: int, expected: str = "a readable fi
 
 
 def read_user_text(path: StrPath, max_bytes: int, expected: str = "a readable file") -> str:
-    """Read a UTF-8 text file with at most `max_bytes` bytes.
+    """Read a UTF-8 text file with at most `max_bytes` bytes, without its byte order mark.
 
     Raises:
         UserError: As for `read_user_file`, or the text is not UTF-8.
     """
     try:
-        return read_user_file(path, max_bytes, expected).decode("utf-8")
+        return read_user_file(path, max_bytes, expected).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Give {expected}") from error
 

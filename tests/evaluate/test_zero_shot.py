@@ -281,7 +281,7 @@ def test_templates_are_open_clips_or_the_lines_of_a_file(tmp_path, tiny):
     manifest = Manifest.of_beton(data)
     assert len(read_prompts(data, classes, manifest, None, "openai").templates) == 80
     mine = tmp_path / "mine.txt"
-    mine.write_text("a photo of a {}.\na {{drawing}} of {}\n\n")
+    mine.write_text("\ufeffa photo of a {}.\na {{drawing}} of {}\n\n", encoding="utf-8")  # Notepad's byte order mark
     found = read_prompts(data, classes, manifest, None, str(mine)).templates
     assert [template("{0}cup") for template in found] == ["a photo of a {0}cup.", "a {{drawing}} of {0}cup"]
     mine.write_text("a photo\n")

@@ -13,7 +13,7 @@ from beton_tools.inspect.extract import extract
 from beton_tools.inspect.verify import verify
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, Beton
-from beton_tools.read.manifest import Manifest
+from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.sources import open_source, path_table
 from beton_tools.sources.base import subset
 from beton_tools.write.pagefile import PageFile
@@ -182,13 +182,15 @@ def order_of(betons: BetonSet) -> np.ndarray:
     return np.array([int(Path(name).stem) for name in betons.read_names() or ()])
 
 
-def test_the_file_holds_them(written: Path, tmp_path: Path) -> None:
+def test_the_file_holds_them(folder: Path, written: Path, tmp_path: Path) -> None:
     betons = BetonSet.open(written)
     np.testing.assert_array_equal(betons.labels, WANT[order_of(betons)])
     assert (betons.class_names, betons.class_counts) == (list(NAMES), WANT.sum(0).tolist())
     taken = betons.take(np.array([1, 5]))
     np.testing.assert_array_equal(taken.labels, betons.labels[[1, 5]])
-    (tmp_path / "second.beton").write_bytes(written.read_bytes())
+    options = WriteOptions(workers=0, page_size=1 << 16, shuffle_seed=4)  # a copy of the file would be refused as one
+    write_beton(tmp_path / "second.beton", open_source(tables(folder)["csv joined"]), options)
+    manifest_path(tmp_path / "second.beton").unlink()
     with pytest.raises(UserError, match=r"second.beton has no manifest that names its classes"):
         BetonSet.open([written, tmp_path / "second.beton"])
     both = BetonSet.open([written, tmp_path / "second.beton"], classes_by_position=True)
