@@ -162,6 +162,12 @@ def test_every_folder_is_described_in_contributing():
     assert [name for name in sorted(folders) if f"{name}/" not in text] == []
 
 
+@pytest.mark.parametrize("page", [*(ROOT / "docs").rglob("*.md")], ids=lambda page: page.stem)
+def test_definitions_have_lines_of_their_own(page):
+    """Otherwise the site shows the term and `:` as text."""
+    assert [line for line in page.read_text().splitlines() if re.search(r"\S :   ", line)] == []
+
+
 # code ------------------------------------------------------------------------------------------------------------------
 
 BLOCK = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.S | re.M)
