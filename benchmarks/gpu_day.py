@@ -11,7 +11,7 @@
     shapes     steps for 64 and 16 images, L/14 and 384 px, where other ways may win: also as a CUDA graph
     sanitizer  compute-sanitizer over the augmentation kernels
 
-The order is that of what you want to know first. A call writes DIR/CALL.json (card, date, command, rows, and what was cut for
+The calls are ordered by what you want to know first. A call writes DIR/CALL.json (card, date, command, rows, and what was cut for
 want of time) after each result, and its commands' output to DIR/CALL.log. So if it is stopped, only what was running is
 lost. Every step is measured in a process of its own, with a time limit. --dry-run uses tiny shapes, and also works on a CPU.
 All speeds are also in DIR/gpu-day.json, a result of fastft bench: fastft report shows it, and fastft cost --measured uses it.

@@ -320,6 +320,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--cifar10", type=Path)
     options = parser.parse_intermixed_args()
+    if unknown := [name for name in options.names if name not in SETS]:
+        parser.error(f"{', '.join(unknown)}: no such set. Choose from {', '.join(SETS)}")
     options.cache.mkdir(parents=True, exist_ok=True)
     for name in options.names or SETS:
         out, partial = options.folder / name, options.folder / f"{name}.partial"

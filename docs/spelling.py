@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTS = Path(codespell_lib.__file__).parent / "data"
 # American forms that are names (torch's optimizer, Pillow's equalize, compute-sanitizer) or British words too
 NAMES = "optimizer,optimizers,equalize,sanitizer,practice,program,programs,writable,disk,meter"
-CODE = "reencode,caf"  # a variable; the beginning of an undecodable name in tests
+CODE = "reencode,caf,experiements"  # a variable; the beginning of an undecodable name in tests; a folder in a source of images
 SOURCES = ("fastft", "beton_tools", "examples", "rcp", "benchmarks", "docs")
 
 

@@ -1,7 +1,8 @@
 """The loop that `fastft train photos` is measured against: what one writes today with timm, scikit-learn and PyTorch.
 
 Its head starts as logistic regression on the frozen model's features. It trains once with and once without augmentation on
-four fifths of the training images; what is better on the others trains on all of them. Its values are usual ones.
+four fifths of the training images. What is better on the remaining fifth is trained again, on all of them. Its values are common
+ones.
 
 python examples/timm_baseline.py photos/train photos/test --model vit_small_patch14_dinov2 --image-size 56 --epochs 10
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Set
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.cli import build_parser, main
+from fastft.cli import COMMANDS, CONVERT_KINDS, build_parser, main
 from fastft.cost.price import CostQuery, price_recipes
+from fastft.jobs.demo import CONTENDERS
 from fastft.machine.bench_result import read_result, write_result
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.recipe import load_recipe
@@ -160,6 +162,12 @@ def test_every_folder_is_described_in_contributing():
     assert [name for name in sorted(folders) if f"{name}/" not in text] == []
 
 
+@pytest.mark.parametrize("page", [*(ROOT / "docs").rglob("*.md")], ids=lambda page: page.stem)
+def test_definitions_have_lines_of_their_own(page):
+    """Otherwise the site shows the term and `:` as text."""
+    assert [line for line in page.read_text().splitlines() if re.search(r"\S :   ", line)] == []
+
+
 # code ------------------------------------------------------------------------------------------------------------------
 
 BLOCK = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.S | re.M)
@@ -221,6 +229,25 @@ def test_recipes_and_tables_in_the_pages_are_valid(text, tmp_path):
         assert load_recipe("final_b16") != load_recipe(path) if "extends" in text else read_yaml(path, "options")
 
 
+def help_examples() -> list[str]:
+    places = [place for place, _ in (*COMMANDS.values(), *CONVERT_KINDS.values()) if place]
+    modules = [place.partition(".") for place in places]
+    commands = [import_module(f"fastft.cli.{module}") for module, _, _ in modules]
+    found = [getattr(getattr(c, name, c), "EXAMPLE", "") for c, (_, _, name) in zip(commands, modules, strict=True)]
+    return [line.strip() for text in found for line in text.splitlines()]
+
+
+def test_examples_in_help_texts_name_runs_that_the_demo_makes():
+    names = {f"runs/demo/{training.name}" for training in CONTENDERS}
+    found = [
+        word
+        for line in help_examples()
+        for word in line.split()
+        if word.startswith("runs/demo") and "--out" not in line
+    ]
+    assert found and set(found) <= names
+
+
 def commands() -> dict[str, str]:
     """Command lines of fastft -> their page; also those that help texts give as examples."""
     found = {}
@@ -229,7 +256,7 @@ def commands() -> dict[str, str]:
             words = line.partition(" #")[0].replace("!fastft", "fastft").strip()
             if words.startswith("fastft ") and " ... " not in words:
                 found[words] = page.name
-    return found
+    return found | dict.fromkeys(help_examples(), "--help")
 
 
 @pytest.mark.parametrize("line", commands())
@@ -241,7 +268,7 @@ def test_commands_in_the_pages_are_those_of_the_program(line, tmp_path, monkeypa
     recipe = getattr(args, "recipe", None) or "mine.yaml"
     assert rest == []
     if not recipe.startswith(("mine", "runs/")):
-        load_recipe(recipe, args.overrides)
+        load_recipe(recipe, getattr(args, "overrides", ()))
     if getattr(args, "measured", None):  # the reader's own result
         monkeypatch.chdir(tmp_path)
         args.measured.parent.mkdir()

@@ -10,9 +10,10 @@ is better without augmentation. On waste, groceries, CIFAR-10, rooms, clothes, s
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +141,8 @@ def shares_loss(class_counts: Sequence[int], sampling: str = NONE, images: int |
 def keep_or_leave_out(recipe: AskedRecipe, losses: Losses) -> tuple[AskedRecipe, str]:
     """Leave augmentation out of the recipe if it hides the classes.
 
-    Options that are `auto` then get WHOLE's values. If that leaves no augmentation at all, they get CENTRE's as well.
+    Options that are `auto` then get WHOLE's values. If that leaves no augmentation at all, they get CENTRE's as well. If
+    augmentation stays, all of them keep their values, for this reason.
 
     Returns:
         (the recipe, a warning or "").
@@ -151,12 +153,17 @@ def keep_or_leave_out(recipe: AskedRecipe, losses: Losses) -> tuple[AskedRecipe,
         f"{losses.class_shares:.2f}, probe {losses.plain:.2f}, probe with augmentation {losses.augmented:.2f})"
     )
     reason = f"augmentation {'hides the classes' if hidden else 'leaves the classes visible'}: {figures}"
-    values, evidence = WHOLE if hidden else recipe.flat(), asdict(losses) | {"kept": losses.kept}
-    recipe = recipe.with_choices(*(Choice(o, values[o], reason, evidence) for o in WHOLE if o in recipe.automatic))
-    if hidden and is_plain(recipe):
-        centre = (Choice(o, value, reason, evidence) for o, value in CENTRE.items() if o in recipe.automatic)
-        return recipe.with_choices(*centre), ""
-    if hidden:
-        advice = "Compare with --augment.policy=none --augment.scale_min=1"
-        return recipe, f"{figures}. Augmentation may hide the classes. {advice}"
-    return recipe, ""
+    evidence = asdict(losses) | {"kept": losses.kept}
+
+    def decide(recipe: AskedRecipe, values: Mapping[str, Any]) -> AskedRecipe:
+        return recipe.with_choices(
+            *(Choice(o, v, reason, evidence) for o, v in values.items() if o in recipe.automatic)
+        )
+
+    if not hidden:
+        return decide(recipe, {option: recipe.flat()[option] for option in WHOLE | CENTRE}), ""
+    recipe = decide(recipe, WHOLE)
+    if is_plain(recipe):
+        return decide(recipe, CENTRE), ""
+    advice = "Compare with --augment.policy=none --augment.scale_min=1"
+    return recipe, f"{figures}. Augmentation may hide the classes. {advice}"

@@ -17,7 +17,7 @@ from fastft.cli.arguments import add_checkpoint, add_shared, share
 if TYPE_CHECKING:
     from fastft.evaluate.predictor import Prediction
 
-EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
+EXAMPLE = "fastft predict runs/demo/fine_tuned photo.jpg holiday/ --topk 3"
 TAKES_OPTIONS = False
 
 

@@ -85,9 +85,7 @@ def refuse_other_labels(betons: BetonSet, recipe: Recipe) -> None:
         )
 
 
-def refuse_multi_label(recipe: Recipe, what: str) -> None:
+def refuse_multi_label(recipe: Recipe, what: str, instead: str = "Leave it out") -> None:
     """Raise UserError if `what`, which is defined only for one label per image, is used with multi-label images."""
     if recipe.data.multi_label:
-        raise UserError(
-            f"{what} works with one label per image, but {recipe.name} was trained with several. Leave it out"
-        )
+        raise UserError(f"{what} works with one label per image, but this model was trained with several. {instead}")

@@ -66,7 +66,7 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         )
     cpu = torch.device("cpu")
     last = load_trained(Path(models[-1]), cpu, weights)
-    refuse_multi_label(last.recipe, "fastft average")
+    refuse_multi_label(last.recipe, "fastft average", "Use one of the runs")
     ingredients, labels = [], _labels(models)
     for position, name in enumerate(models):
         path = Path(models[position + 1] if name == START else name)

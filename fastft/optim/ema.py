@@ -46,11 +46,11 @@ class Ema:
 def ema_warnings(recipe: Recipe) -> list[str]:
     """Warn if the initial weights will make up much of the run's final EMA.
 
-    There is no warning for a recipe whose expected accuracy was measured with this EMA.
+    There is no warning for a recipe whose expected accuracy was measured with this EMA, nor for a run that trains nothing.
     """
     steps = recipe.epochs * recipe.steps_per_epoch()
     horizon, untrained = ema_horizon(recipe), untrained_share(recipe, steps)
-    if untrained <= UNTRAINED_SHARE or expected_top1(recipe) is not None:
+    if not steps or untrained <= UNTRAINED_SHARE or expected_top1(recipe) is not None:
         return []
     better = "--ema.horizon=auto"
     if recipe.ema.horizon is not None or recipe.epochs < recipe.schedule.epochs:

@@ -102,7 +102,8 @@ def test_a_kept_augmentation_says_what_decided_it() -> None:
     recipe = resolve(load_recipe("photos", ["--data.num_classes=4", "--data.train_size=1000"]))
     changed, warning = keep_or_leave_out(recipe, VISIBLE)
     assert changed.augment == recipe.augment and not warning
-    assert all("leaves the classes visible" in c.reason for c in changed.choices if c.option in WHOLE)
+    reasons = {c.option: c.reason for c in changed.choices}
+    assert all("leaves the classes visible" in reasons[option] for option in WHOLE | CENTRE)
 
 
 @pytest.mark.parametrize("by_hand", [False, True])

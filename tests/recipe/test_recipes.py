@@ -17,7 +17,8 @@ from fastft.cli import main
 from fastft.jobs.sweep import plan_runs
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
-from fastft.optim.ema import ema_warnings
+from fastft.optim.ema import ema_horizon, ema_warnings
+from fastft.optim.schedule import short_run_warnings, small_batch_warnings
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.load import FIELDS
 from fastft.recipe.recipe_file import recipe_names
@@ -120,6 +121,12 @@ def test_the_advice_about_the_ema_of_a_stopped_schedule_ends_the_warning(name):
     (warning,) = ema_warnings(load_recipe(name, changed))
     advice = re.search(r"Set (--ema\.horizon=[0-9.]+),", warning)[1]
     assert ema_warnings(load_recipe(name, [*changed, advice])) == []
+
+
+def test_a_run_that_stops_at_its_linear_probe_is_not_warned_of_its_training():
+    recipe = resolve(load_recipe("photos", ["--schedule.stop_epoch=0", "--data.train_size=80", "--data.num_classes=4"]))
+    assert recipe.epochs == 0 and ema_horizon(recipe) > 0
+    assert [*ema_warnings(recipe), *short_run_warnings(recipe), *small_batch_warnings(recipe, set())] == []
 
 
 def test_a_horizon_of_a_few_steps_is_an_ema_even_if_it_rounds_to_one_step(capsys):

@@ -165,7 +165,7 @@ def test_what_needs_one_label_is_refused_in_one_line(tiny, table: Path, strips: 
     commands = {
         ("eval", strips, "--logit-adjustment"): "--logit-adjustment works with one label per image",
         ("eval", strips, "--only-present-classes"): "--only-present-classes works with one",
-        ("average", strips, strips, "--out", tmp_path / "a"): "fastft average works with one label per image",
+        ("average", strips, strips, "--out", tmp_path / "a"): "this model was trained with several. Use one of the runs",
         ("sweep", "02_lr", f"--data.train={val}", f"--data.val={val}", "--out", tmp_path / "t"): "these have several",
         ("sweep", "photos", f"--data={table}", "--lr=1e-4,1e-3", "--out", tmp_path / "t"): "fastft train, and compare",
         ("train", "photos", *options(tiny, table, new, data__multi_label="false")): "row 3: no labels. Fill the cell",
