@@ -36,8 +36,11 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import Beton
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
+from fastft.choose import budget
+from fastft.choose.budget import Budget
+from fastft.choose.image_size import TriedSizes
 from fastft.evaluate.evaluation import evaluate_file, evaluate_model
-from fastft.evaluate.linear_probe import FrozenTower
+from fastft.evaluate.linear_probe import FrozenTower, LinearProbe
 from fastft.evaluate.ridge import LabelledFeatures, fit_ridge_head
 from fastft.evaluate.scores import pooled_features
 from fastft.evaluate.trained import load_trained
@@ -45,7 +48,7 @@ from fastft.export.to_timm import NAMES
 from fastft.jobs.demo_files import WEIGHTS, fetch, write_backbone
 from fastft.jobs.run import run_recipe
 from fastft.machine.distributed import connected, find_world
-from fastft.recipe import AskedRecipe, load_recipe
+from fastft.recipe import AskedRecipe, Choice, load_recipe
 from fastft.recipe.constants import EVAL_IMAGE_SIZE
 from fastft.run.run_directory import load_run
 
@@ -104,12 +107,13 @@ def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
     """Train fastft. A budget is one of CPU time.
 
     `probe`: the accuracy of the linear probe that it starts from. `unresized`: accuracy at the image size in training,
-    where the model is evaluated at a larger one.
+    where the model is evaluated at a larger one. `same_without_caution`: whether a budget would have chosen the same.
     """
-    folder, test = bench.work / "run", bench.betons(name)[1]
+    folder, test, same = bench.work / "run", bench.betons(name)[1], list[bool]()
     shutil.rmtree(folder, ignore_errors=True)
     began = time.process_time()
-    with patch("time.monotonic", time.process_time):
+    decide = partial(_choose_twice, same)
+    with patch("time.monotonic", time.process_time), patch("fastft.choose.choose.choose_within", decide):
         run_recipe(bench.recipe(name, seed, options, folder), make_console(quiet=True))
     cpu = time.process_time() - began
     final = load_run(folder).recipe
@@ -122,7 +126,18 @@ def ours(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:
             trained = replace(trained, recipe=trained.recipe.with_option(EVAL_IMAGE_SIZE, None))
             unresized = evaluate_model(trained, test, world).predictions.right_N
         made |= {"evaluated_size": final.evaluated_size, "unresized": round(100 * unresized.mean(), 2)}
+    made |= {"same_without_caution": all(same)} if same else {}
     return {"cpu": cpu, "right": right, "probe": 100 * probe.mean(), **made}
+
+
+def _choose_twice(same: list[bool], within: Budget, sizes: TriedSizes) -> tuple[list[Choice], LinearProbe]:
+    """Choose within a budget, and append whether a caution of 0 chooses the same with the same time left."""
+    now = replace(within, left=partial(float, within.left()))
+    with patch.object(budget, "CAUTION", 0.0):
+        bold, _ = budget.choose_within(now, sizes)
+    chosen, probe = budget.choose_within(now, sizes)
+    same.append([(c.option, c.value) for c in bold] == [(c.option, c.value) for c in chosen])
+    return chosen, probe
 
 
 def opponent(bench: Bench, name: str, seed: int, options: dict[str, str]) -> Row:

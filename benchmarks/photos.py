@@ -22,6 +22,7 @@ from photo_sets import SETS
 from records import Row, facts, lines, points
 
 from beton_tools.base.console import markdown_table as markdown
+from fastft.choose.budget import CAUTION
 from fastft.run.chosen_weights import FEW_STEPS
 
 TOLD_APART = 3.2  # standard errors: a risk of 5 % for 36 gains together (Bonferroni), as many as the largest table has
@@ -378,6 +379,16 @@ def caution_sets() -> str:
     return f"{len(sets)} datasets, {trainings} training runs with {DECIDED[0]} to {DECIDED[1] - 1} steps: {', '.join(sets)}."
 
 
+def caution_judged() -> str:
+    """Say in how many runs, on the sets that judge it, another multiple of the spread chose the same."""
+    same = [row["same_without_caution"] for row in lines("photo_sets") if "same_without_caution" in row]
+    sets = {row["set"] for row in lines("photo_sets") if "same_without_caution" in row}
+    return (
+        f"On these {len(sets)} datasets, with {TIMES[1]} and two seeds, the multiples 0 and {CAUTION:g} chose the same image "
+        f"size and epochs in {sum(same)} of {len(same)} runs."
+    )
+
+
 def _lost(name: str, multiple: float) -> tuple[float, float, float]:
     """Return the mean points lost against the better of both, the most by a preferred probe, and by a training."""
     others = (fmean(found) for source, found in _removed(*DECIDED).items() if source != _source(name))
@@ -446,8 +457,9 @@ def _top1(row: Row) -> float:
 
 
 def sources() -> str:
-    """Tabulate where the sets of `headline` are from."""
-    sets = (SETS[name] for name in _runs(*BESIDE, LOOP_SECONDS))
+    """Tabulate where the sets are from."""
+    trained = {row["set"] for row in lines("photo_sets")}
+    sets = (made for name, made in SETS.items() if name in trained)
     rows = [[made.title + " *" * made.judge, made.source, made.licence] for made in sets]
     return markdown(["dataset", "source", "licence"], rows)
 

@@ -134,6 +134,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photos-spread": photos.spread,
     "photos-caution": photos.caution,
     "photos-caution-sets": photos.caution_sets,
+    "photos-caution-judged": photos.caution_judged,
     "photos-budgets": photos.budgets,
     "photos-budgets-worst": photos.budgets_worst,
     "photos-budgets-stopped": photos.budgets_stopped,
