@@ -116,7 +116,7 @@ class Workspace:
         if not folder.exists():
             folder.mkdir()
             for part in range(parts):
-                write_long(folder / f"{part:03}.beton", samples // parts)
+                write_long(folder / f"{part:03}.beton", samples // parts, part)
         return str(folder / ("000.beton" if parts == 1 else "*.beton"))
 
     def jpegs(self, name: str) -> Path:
@@ -173,14 +173,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_long(path: Path, samples: int) -> None:
-    """Write a .beton with tables like ImageNet's, whose pages are a hole that takes no space on the disk."""
+def write_long(path: Path, samples: int, label: int = 0) -> None:
+    """Write a .beton with tables like ImageNet's, whose pages are a hole that takes no space on the disk.
+
+    label: of the first image. Files with other labels are no copies of each other, which a loader would refuse.
+    """
     rows = np.zeros(samples, SAMPLE_DTYPE)
     first = first_page_offset(samples, DEFAULT_PAGE_SIZE)
     pointers = first + HOLE_BYTES * np.arange(samples, dtype=np.uint64)
     end = align_up(int(pointers[-1]) + HOLE_BYTES, DEFAULT_PAGE_SIZE)
     rows["f0"]["width"], rows["f0"]["height"], rows["f0"]["data_ptr"] = MAX_SIDE, MAX_SIDE * 3 // 4, pointers
-    rows["f1"] = np.arange(samples) % 1000
+    rows["f1"] = np.arange(label, label + samples) % 1000
     sizes = np.full(samples, HOLE_BYTES)
     with path.open("wb") as file:
         write_tables(file, rows, sizes, page_size=DEFAULT_PAGE_SIZE, data_start=first, data_end=end)

@@ -102,13 +102,14 @@ def test_warnings_of_other_images_do_not_stay(tmp_path):
 
 
 def test_warnings_are_said_in_one_way_so_that_none_is_missing_in_the_result():
-    """Only these print the word: the line printer, the result, `explain`, `convert`, `eval` and the processes' launcher."""
+    """Only these print the word: the line printer, the result, `explain`, `convert`, `eval` and `export`, and the launcher."""
     root = Path(fastft.__file__).parent
     told = {
         str(path.relative_to(root)) for path in root.rglob("*.py") if re.search('"(  )?warning: ', path.read_text())
     }
     assert told == {
-        "run/said.py", "train/progress.py", "cli/printing.py", "cli/cmd_convert.py", "cli/cmd_eval.py", "train/launch.py"
+        "run/said.py", "train/progress.py", "cli/printing.py", "cli/cmd_convert.py", "cli/cmd_eval.py", "cli/cmd_export.py",
+        "train/launch.py",
     }  # fmt: skip
 
 
