@@ -381,11 +381,11 @@ def caution_sets() -> str:
 
 def caution_judged() -> str:
     """Say in how many runs, on the sets that judge it, another multiple of the spread chose the same."""
-    same = [row["same_without_caution"] for row in lines("photo_sets") if "same_without_caution" in row]
-    sets = {row["set"] for row in lines("photo_sets") if "same_without_caution" in row}
+    runs = [row for row in lines("photo_sets") if row["method"] == BUDGET and "same_without_caution" in row]
+    sets, same = {row["set"] for row in runs}, sum(row["same_without_caution"] for row in runs)
     return (
         f"On these {len(sets)} datasets, with {TIMES[1]} and two seeds, the multiples 0 and {CAUTION:g} chose the same image "
-        f"size and epochs in {sum(same)} of {len(same)} runs."
+        f"size and epochs in {same} of {len(runs)} runs."
     )
 
 
