@@ -117,8 +117,13 @@ def data_warnings(train: Labelled, val: Labelled | None = None) -> list[Warned]:
     for found in filter(None, (train, val)):
         warnings += warn_of_animations(found.title, found.animations)
     if val is not None:
-        warnings += [*_missing_classes(train, val), *_shared_images(train, val), *_shared_groups(train, val)]
+        warnings += [*_missing_classes(train, val), *overlap_warnings(train, val)]
     return warnings
+
+
+def overlap_warnings(train: Labelled, val: Labelled) -> list[Warned]:
+    """Return warnings about validation images that are also training images, or are of a training image's group."""
+    return [*_shared_images(train, val), *_shared_groups(train, val)]
 
 
 def warn_of_animations(title: str, count: int) -> list[Warned]:

@@ -20,6 +20,7 @@ from fastft.data.classes import refuse_multi_label, refuse_other_classes, refuse
 from fastft.data.loader import EvalLoader
 from fastft.data.order import Shard
 from fastft.data.stage import Output
+from fastft.data.warnings import describe_betons, overlap_warnings
 from fastft.evaluate.file_report import EvaluatedFile, FileReport, report_file
 from fastft.evaluate.scores import TOP5_CLASSES, evaluate
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
@@ -107,9 +108,25 @@ def evaluate_files(
         scores = [
             evaluate_model(trained, betons, world, only_present_classes, classes_by_position) for betons in opened
         ]
+        notes = [_warn_of_training_images(trained, betons) if world.is_main else "" for betons in opened]
     if csv is not None and world.is_main:
         write_predictions_table(scores[0].predictions, trained.outputs, opened[0].read_names(), csv)
-    return [replace_fields(report_file(trained, one), logit_adjustment=logit_adjustment) for one in scores]
+    return [
+        replace_fields(
+            report_file(trained, one), logit_adjustment=logit_adjustment, note=". ".join(filter(None, [one.note, note]))
+        )
+        for one, note in zip(scores, notes, strict=True)
+    ]
+
+
+def _warn_of_training_images(trained: Trained, betons: BetonSet) -> str:
+    """Say how many of these images the model was trained on: "" if it is none, or if its training images are not there."""
+    try:
+        found = trained.open_training()
+    except UserError:
+        found = None
+    warnings = [] if found is None else overlap_warnings(*describe_betons(found, betons))
+    return ". ".join(f"{betons.title}: {warning}" for warning in warnings)
 
 
 def eval_loader(

@@ -67,7 +67,7 @@ class FileReport(Scores, kw_only=True, omit_defaults=True):
         best_by: the score that the run used to compare epochs and weights.
         standard_error: binomial standard error for top-1, in percentage points.
         logit_adjustment: whether the logits were corrected for the class sizes. None where this was not an option.
-        note: a sentence if the file's labels were taken by position.
+        note: sentences if the file's labels were taken by position, or if it has images that the model was trained on.
     """
 
     checkpoint: str

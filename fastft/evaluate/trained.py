@@ -75,6 +75,12 @@ class Trained:
         content = None if self.state is None else self.state.val
         return open_stored(self.recipe, "data.val", content, self.path.parent.parent)
 
+    def open_training(self) -> BetonSet | None:
+        """Open the images that the model was trained on. None if it was not. Raises the same errors as `open_stored`."""
+        if self.state is None:
+            return None
+        return open_stored(self.recipe, "data.train", self.state.data, self.path.parent.parent)
+
     @property
     def main_score(self) -> BestBy:
         """The score that the run used to compare epochs and weights."""

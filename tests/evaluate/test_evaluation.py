@@ -140,6 +140,22 @@ def test_several_files_make_one_table(run_of_random_model, subset, refused, caps
     assert "--csv writes the predictions for one file" in refused([*command, "--csv=a.csv"])
 
 
+def test_images_that_the_model_was_trained_on_are_counted(tiny, tmp_path, capsys):
+    mine, renamed, folder = tmp_path / "mine.beton", tmp_path / "renamed.beton", tmp_path / "run"
+    for path in (mine, renamed):
+        convert_folder(Path(tiny["data.train"]).parent / "train", path, WriteOptions(workers=0))
+    run(tiny | {"data.train": str(mine), "schedule.epochs": "1", "schedule.warmup_epochs": "0"}, folder)
+    capsys.readouterr()
+    assert main(["eval", str(folder), f"--data={renamed}", f"--data={tiny['data.val']}", "--device=cpu"]) == 0
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "warning" in line)
+    assert (
+        f"{renamed}: 48 validation images are also training images, so accuracy will be too high: astronaut/00" in said
+    )
+    assert evaluate_checkpoint(folder, renamed, "cpu").note in said
+    mine.unlink()
+    assert evaluate_checkpoint(folder, renamed, "cpu").note == ""
+
+
 @pytest.fixture(scope="module")
 def files(whole: Path, tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Embeddings of the training and the validation images."""
