@@ -13,19 +13,21 @@ marks the sets that informed no value, and `values` says whether fastft's runs h
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain, pairwise
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import Any
 
 import numpy as np
 from photo_sets import SETS
 from records import Row, facts, lines, points
+from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.choose.budget import CAUTION
 from fastft.run.chosen_weights import FEW_STEPS
 
-TOLD_APART = 3.2  # standard errors: a risk of 5 % for 36 gains together (Bonferroni), as many as the largest table has
+RISK = 0.05  # that any gain of the largest table is in bold if all are really 0 (Bonferroni)
 LOOP_SECONDS = "fastft schedule.epochs=26"  # in about the loop's time: the loop trains 2.6 times for 10 epochs
 TWENTY = "fastft schedule.epochs=20"  # in less than that time
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
@@ -74,9 +76,31 @@ LONG = ("soup", "auto")  # ways that were measured beside the loop's long runs
 Seeds = Mapping[int, Mapping[str, Any]]  # the runs on one set with one method
 
 
-def shown(gain: float, error: float) -> str:
-    """Format points with their standard error, in bold if they are told apart from 0."""
-    return points(gain, error, abs(gain) > TOLD_APART * error)
+def shown(gain: float, error: float, datasets: int | None = None) -> str:
+    """Format points with their standard error, in bold if they are told apart from 0.
+
+    datasets: from how many the error of a mean over datasets is. A few estimate it roughly, so their limit is higher.
+    """
+    share = RISK / 2 / _most_gains()
+    limit = NormalDist().inv_cdf(1 - share) if datasets is None else student_t.isf(share, datasets - 1)
+    return points(gain, error, abs(gain) > limit * error)
+
+
+@cache
+def _most_gains() -> int:
+    """Return how many gains the largest table has, which is `stronger`."""
+    return 4 * len(_judges(*HONEST, TWENTY, LOOP_SECONDS, BUDGET))
+
+
+def bold() -> str:
+    """Say which gains are in bold."""
+    gains = _most_gains()
+    limit = NormalDist().inv_cdf(1 - RISK / 2 / gains)
+    return (
+        "Gains in bold are told apart from 0. The limit is higher than the usual two standard errors, because the largest table "
+        f"has {gains} gains: if all of them were really 0, the chance that any is in bold would be about {100 * RISK:.0f} % "
+        f"(Bonferroni). It is {limit:.1f} standard errors in a row, and follows Student's t in a mean over datasets."
+    )
 
 
 def headline(ours: str) -> str:
@@ -514,13 +538,13 @@ def _runs(*methods: str) -> dict[str, list[Seeds]]:
     return {name: found[name] for name in SETS if name in found}
 
 
-def _over_sets(gains: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """Return (mean, standard error) in points, where the sets are a sample of those that a reader may have."""
+def _over_sets(gains: Iterable[tuple[float, float]]) -> tuple[float, float, int]:
+    """Return (mean, standard error, datasets) in points, where the sets are a sample of those that a reader may have."""
     points = [gain for gain, _ in gains]
-    return fmean(points), float(np.std(points, ddof=1)) / len(points) ** 0.5
+    return fmean(points), float(np.std(points, ddof=1)) / len(points) ** 0.5, len(points)
 
 
-def _over_loop(sets: Mapping[str, Sequence[Seeds]]) -> tuple[float, float]:
+def _over_loop(sets: Mapping[str, Sequence[Seeds]]) -> tuple[float, float, int]:
     return _over_sets(_gains(*of_set)[0] for of_set in sets.values())
 
 

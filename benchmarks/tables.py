@@ -115,6 +115,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "probe": probe.table,
     "attentive": probe.attentive,
     "readme-photos": photos.summary,
+    "photos-bold": photos.bold,
     "photos-sets": lambda: photos.headline("fastft"),
     "photos-setting": lambda: photos.setting("fastft"),
     "photos-stronger": photos.stronger,
