@@ -133,7 +133,7 @@ def used_mb(pids: Sequence[int]) -> float:
     return ((kilobytes << 10) + sum(shared.values())) / 1e6
 
 
-def measure(tree: Path, path: Path, processes: int, order: str) -> dict[str, float]:
+def measure(tree: Path, path: Path, processes: int, order: str, batch: int) -> dict[str, float]:
     """Return bytes at the peak of each stage and after it, above the start, and the seconds of each stage."""
     environment = os.environ | {
         "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29761",
@@ -141,7 +141,7 @@ def measure(tree: Path, path: Path, processes: int, order: str) -> dict[str, flo
     }  # fmt: skip
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(path), order, str(BATCH), str(SIZE)], cwd=tree, text=True,
+            [sys.executable, "-c", WORKER, str(path), order, str(batch), str(SIZE)], cwd=tree, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
@@ -180,7 +180,7 @@ def measure_all(trees: dict[str, Path], folder: Path, counts: list[int], process
                     each, shared = EXPECTED[code]
                     fits = count * (each * number + shared) < SHARE * memory_bytes()[1]
                     row = {"code": code, "images": count, "processes": number, "order": order}
-                    rows.append(row | (measure(tree, path, number, order) if fits else {}))
+                    rows.append(row | (measure(tree, path, number, order, min(BATCH, count)) if fits else {}))
                     print(rows[-1], flush=True)
         path.unlink()
     return rows

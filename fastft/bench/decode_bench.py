@@ -42,6 +42,8 @@ CROP = Figure(
     rows=(
         Row("decoding a random crop, 500 px files", LIMIT, {"files": RESIZED}),
         Row("decoding a random crop, original files", LIMIT, {"files": ORIGINAL}),
+        Row("the same", "nvImageCodec CPU", {"files": ORIGINAL}),
+        Row("the same", "torchcodec", {"files": ORIGINAL}),
     ),
 )  # fmt: skip
 

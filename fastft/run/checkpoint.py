@@ -306,8 +306,16 @@ def find_checkpoint(path: Path) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoints = list_checkpoints(folder, "best") or list_checkpoints(folder)
     if not checkpoints:
+        refuse_folder_of_runs(path)
         raise UserError(f"{path} holds no checkpoint. Give a run directory or a checkpoint in it")
     return checkpoints[-1]
+
+
+def refuse_folder_of_runs(path: Path) -> None:
+    """Raise UserError, which names the first runs, if a folder is no run but contains some."""
+    runs = [str(folder.parent) for folder in sorted(path.glob("*/checkpoints"))]
+    if runs:
+        raise UserError(f"{path} contains runs. Give one of them: {', '.join([*runs[:3], *['...'] * (len(runs) > 3)])}")
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -20,7 +20,7 @@ from fastft.recipe.constants import FROM_WEIGHTS, PROBE
 from fastft.recipe.training_images import is_imagenet
 from fastft.recipe.yaml_file import read_yaml
 from fastft.run.baseline import BASELINE, Baseline, read_baseline
-from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint, refuse_folder_of_runs
 from fastft.run.identity import Identity, json_value
 from fastft.run.json_files import read_document, write_document
 from fastft.run.metrics_lines import LOG, BaselineLine, Interval, Log, LoggedEvaluation, Start, read_log
@@ -121,6 +121,7 @@ def load_run(folder: Path) -> Run:
     """Read a run directory. Raises UserError if it is none, or if the trainer cannot have written its files."""
     path = folder / RECIPE
     if not path.exists():
+        refuse_folder_of_runs(folder)
         raise UserError(f"{folder} is not a run directory (no recipe.yaml). Give the folder that fastft train wrote")
     stored = read_yaml(path, "the recipe.yaml that fastft train wrote")
     sections = {name: section for name, section in stored.items() if isinstance(section, dict)}

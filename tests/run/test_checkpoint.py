@@ -26,6 +26,7 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from fastft.run.run_directory import load_run
 from tests.model.test_tower import small_arch
 
 STATE = State(
@@ -114,6 +115,9 @@ def test_a_run_means_its_best_checkpoint(tmp_path):
     assert find_checkpoint(folder / "step-00000010").name == "step-00000010"
     with pytest.raises(UserError, match="holds no checkpoint"):
         find_checkpoint(tmp_path / "nowhere")
+    for read in (find_checkpoint, load_run):
+        with pytest.raises(UserError, match=f"{tmp_path} contains runs. Give one of them: {tmp_path / 'run'}$"):
+            read(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
