@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fastft.bench.page.comparison import compare
+from fastft.bench.page.comparison import Comparison, compare, sentences
 from fastft.bench.page.verdicts import Paired, Verdict, verdicts
 from fastft.cli import main
 from fastft.machine.bench_result import Contender, Result, Round, read_result, write_result
@@ -130,6 +130,31 @@ def test_json_has_every_figure_with_its_interval_and_what_else_differs(tmp_path,
     assert "other images: their checksums differ" in found["remarks"]
     for row in found["figures"]:
         assert row["low"] <= row["ratio"] <= row["high"] < 0.9 and row["rounds"] == 5 and row["verdict"] == "worse"
+
+
+def test_a_machine_that_became_slower_is_said_because_the_other_libraries_did_too():
+    def slower(factor: float, version: str | None = None) -> Comparison:
+        last = read_result(PUBLISHED)
+        for one in (c for m in last.measures if m.better == "higher" for case in m.cases for c in case.contenders):
+            one.version = version or one.version
+            for r in one.rounds:
+                r.value *= factor
+        return compare([read_result(PUBLISHED), last])
+
+    (said,) = slower(0.9).remarks
+    assert "are 0.90 times as fast in the last file" in said and said.endswith("the machine itself was probably slower")
+    assert any(said in sentence for sentence in sentences(slower(0.9)))
+    assert slower(1.1).drift.endswith("probably faster")
+    assert slower(0.98).drift == slower(0.9, "another").drift == ""
+    assert compare([read_result(PUBLISHED), scaled(read_result(PUBLISHED), 0.85)]).drift == ""
+
+
+def test_versions_of_libraries_and_python_that_differ_are_said():
+    last = read_result(PUBLISHED)
+    last.machine.python, last.machine.libraries["torch"] = "3.14.0", "0.1"
+    said = "; ".join(compare([read_result(PUBLISHED), last]).remarks)
+    assert "another version of Python: " in said and "and 3.14.0" in said
+    assert "other versions: torch " in said and "and 0.1" in said
 
 
 def test_what_means_nothing_is_not_compared_with_a_threshold(tmp_path, refused):

@@ -1,8 +1,10 @@
 """Several benchmark results on one page, to compare machines, dates or commits measure by measure."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from markupsafe import Markup
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
+from fastft.bench.measure import CPU_RATE, WALL_RATE
 from fastft.bench.page.bars import Bar, BarFigure, axis_end, describe_setting, range_text, times, whole_setting
 from fastft.bench.page.one import (
     chart_over,
@@ -31,8 +34,9 @@ MOST_FILES = len(ascii_uppercase)
 # if these facts differ, it is not fastft alone that was compared
 SAME_FACTS = {
     "processor": "processor", "processor model": "processor model", "cores": "number of cores", "GPU": "GPU",
-    "images": "set of images",
+    "images": "set of images", "Python": "version of Python",
 }  # fmt: skip
+DRIFT = 0.03  # by how much the other libraries' speeds may differ before this is said
 
 
 class File(NamedTuple):
@@ -101,6 +105,30 @@ class Comparison:
         return [Shared([one]) for identity, one in first if one[2].contender() and identity not in known]
 
     @property
+    def drift(self) -> str:
+        """How much slower or faster the libraries that fastft is compared with are in the last file; "" if they are not.
+
+        If libraries of one version have other speeds, the machine has, and perhaps fastft's figures only follow it.
+        """
+        logs = list[float]()
+        for shared in self.shared:
+            ends = [case for file, _, case in shared.found if file.number in (1, len(self.files))]
+            if len(ends) < 2 or shared.measure.unit not in (WALL_RATE, CPU_RATE):
+                continue
+            for peer in ends[0].measured:
+                again = ends[1].contender(peer.name)
+                if OURS not in peer.name and peer.version and again and again.version == peer.version:
+                    logs += Paired.of(peer, again, shared.measure.better).logs
+        times = math.exp(fmean(logs)) if logs else 1.0
+        if abs(times - 1) < DRIFT:
+            return ""
+        how = "slower" if times < 1 else "faster"
+        return (
+            f"the same versions of other libraries are {times:.2f} times as fast in the last file (mean of {len(logs)} rounds), "
+            f"so the machine itself was probably {how}"
+        )
+
+    @property
     def remarks(self) -> list[str]:
         """What besides fastft differs between the first and the last file, and what the last one lacks, in sentences."""
         results = self.files[0].result, self.files[-1].result
@@ -108,6 +136,10 @@ class Comparison:
         said = [f"another {SAME_FACTS[name]}: {a} and {b}" for name, (a, b) in changed.items() if name in SAME_FACTS]
         if len({r.images.sha256 for r in results} - {None}) > 1 and "images" not in changed:
             said.append("other images: their checksums differ")
+        first, last = (r.machine.libraries for r in results)
+        other = [f"{name} {v} and {last[name]}" for name, v in first.items() if last.get(name, v) != v]
+        said += [f"other versions: {', '.join(other)}"] if other else []
+        said += [self.drift] if self.drift else []
         said += [f"{result.date}: files were changed since the commit" for result in results if result.changed]
         return said + [f"missing in the last file: {joined(s.measure.title, s.setting)}" for s in self.missing]
 
@@ -207,7 +239,7 @@ def cases_of(file: File) -> list[tuple[object, tuple[File, Measure, Case]]]:
 
 
 def sentences(comparison: Comparison) -> Iterator[Markup]:
-    """State images per second on one core, the ratio to timm, and how many results are better or worse."""
+    """State images per second on one core, the ratio to timm, how many results are better or worse, and if the machine is."""
     whole = next((s for s in comparison.shared if headline_of(s.measure) and len(s.own()) > 1), None)
     if whole is not None:
         words = str(whole_setting(*whole.found[0][1:]).get("files", "images"))
@@ -223,6 +255,8 @@ def sentences(comparison: Comparison) -> Iterator[Markup]:
         if ratios:
             yield Markup("That is {} the throughput of {}.").format(listed(ratios), USUAL)
     yield counted(comparison)
+    if comparison.drift:
+        yield Markup("But {}.").format(comparison.drift)
 
 
 def counted(comparison: Comparison) -> Markup:
