@@ -38,6 +38,7 @@ COUNTS, PROCESSES, ORDERS = (1_000_000, 10_000_000, 100_000_000), (1, 2, 4), ("r
 IMAGE_BYTES, HEIGHT, WIDTH, CLASSES = 57_000, 375, 500, 1000
 ROWS = 1 << 20  # of a table, written at once
 BATCH, SIZE = 2048, 224
+STEP = 256  # of smaller batch sizes: 64 images in each of four processes
 # bytes an image at the peak, to leave out what might not fit: in each process, in all of them
 EXPECTED = {"now": (0, 64), "before": (100, 0)}
 ANONYMOUS_FILE = "/memfd:fastft"  # see beton_tools.base.shared_arrays
@@ -180,7 +181,9 @@ def measure_all(trees: dict[str, Path], folder: Path, counts: list[int], process
                     each, shared = EXPECTED[code]
                     fits = count * (each * number + shared) < SHARE * memory_bytes()[1]
                     row = {"code": code, "images": count, "processes": number, "order": order}
-                    rows.append(row | (measure(tree, path, number, order, min(BATCH, count)) if fits else {}))
+                    rows.append(
+                        row | (measure(tree, path, number, order, min(BATCH, count // STEP * STEP)) if fits else {})
+                    )
                     print(rows[-1], flush=True)
         path.unlink()
     return rows
