@@ -111,6 +111,9 @@ PROMISES: dict[str, dict[str, str]] = {
         "On ImageNet this is refused": "train/test_stop_when.py::it_is_refused_where_only_reported_images_or_none_are_there",
         "The log warns you": "train/test_loop.py::an_ema_of_mostly_initial_weights_is_a_warning_in_the_log",
     },
+    "reports.md": {
+        "warns if the file has images": "evaluate/test_evaluation.py::images_that_the_model_was_trained_on_are_counted",
+    },
     "reliability.md": {
         "the second is refused in one line": "beton_tools/write/test_interruption.py::two_writers_of_one_file_do_not_mix",
         "refused without `--overwrite`": "export/test_export.py::files_of_the_user_are_replaced_only_if_asked",
@@ -140,7 +143,6 @@ NO_PROMISES = {
         "--mistakes=always": "an argument's values",
         "if: always()": "GitHub's own syntax",
         "`ok`, `warn` or `fail`": "what the command prints",
-        "warns if the file has images": "evaluate/test_evaluation.py::images_that_the_model_was_trained_on_are_counted",
     },
 }
 
