@@ -175,15 +175,14 @@ def measure_all(trees: dict[str, Path], folder: Path, counts: list[int], process
     for count in counts:
         path = folder / "long.beton"
         write_long(path, count)
+        batch = min(BATCH, count // STEP * STEP)
         for order in ORDERS:
             for number in processes:
                 for code, tree in trees.items():
                     each, shared = EXPECTED[code]
                     fits = count * (each * number + shared) < SHARE * memory_bytes()[1]
                     row = {"code": code, "images": count, "processes": number, "order": order}
-                    rows.append(
-                        row | (measure(tree, path, number, order, min(BATCH, count // STEP * STEP)) if fits else {})
-                    )
+                    rows.append(row | (measure(tree, path, number, order, batch) if fits else {}))
                     print(rows[-1], flush=True)
         path.unlink()
     return rows

@@ -12,22 +12,21 @@ augmentation that a method chose (a head: its features). The runs in photos.json
 marks the sets that informed no value, and `values` says whether fastft's runs had the values of today.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, pairwise
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from photo_sets import SETS
-from records import Row, facts, lines, points
-from scipy.stats import t as student_t  # type: ignore[import-untyped]
+from records import RISK, Row, facts, lines, points, told_apart_from
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.choose.budget import CAUTION
 from fastft.run.chosen_weights import FEW_STEPS
 
-RISK = 0.05  # that any gain of the largest table is in bold if all are really 0 (Bonferroni)
 LOOP_SECONDS = "fastft schedule.epochs=26"  # in about the loop's time: the loop trains 2.6 times for 10 epochs
 TWENTY = "fastft schedule.epochs=20"  # in less than that time
 # title -> two methods of photo_runs.py. "earlier values": fastft when the learning rate fell below 100 steps.
@@ -81,8 +80,7 @@ def shown(gain: float, error: float, datasets: int | None = None) -> str:
 
     datasets: from how many the error of a mean over datasets is. A few estimate it roughly, so their limit is higher.
     """
-    share = RISK / 2 / _most_gains()
-    limit = NormalDist().inv_cdf(1 - share) if datasets is None else student_t.isf(share, datasets - 1)
+    limit = told_apart_from(_most_gains(), math.inf if datasets is None else datasets - 1)
     return points(gain, error, abs(gain) > limit * error)
 
 
@@ -94,8 +92,7 @@ def _most_gains() -> int:
 
 def bold() -> str:
     """Say which gains are in bold."""
-    gains = _most_gains()
-    limit = NormalDist().inv_cdf(1 - RISK / 2 / gains)
+    gains, limit = _most_gains(), told_apart_from(_most_gains())
     return (
         "Gains in bold are told apart from 0. The limit is higher than the usual two standard errors, because the largest table "
         f"has {gains} gains: if all of them were really 0, the chance that any is in bold would be about {100 * RISK:.0f} % "

@@ -1,6 +1,7 @@
 """The results in results/: JSON lines that a script appends, each with what was measured, when, where and at which commit."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -9,10 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from scipy.stats import t as student_t  # type: ignore[import-untyped]
+
 from fastft.bench.circumstances import commit
 from fastft.machine.facts import cpu_name
 
 FOLDER = Path(__file__).parent / "results"
+RISK = 0.05  # that any bold gain in a table is wrong (Bonferroni)
 Row = dict[str, Any]
 
 
@@ -68,6 +72,14 @@ def facts(runs: Iterable[Mapping[str, Any]], *names: str) -> list[str]:
     """Return the values of each of these fields, joined by commas."""
     found = list(runs)
     return [", ".join(sorted({str(row[name]) for row in found})) for name in names]
+
+
+def told_apart_from(comparisons: int, freedom: float = math.inf) -> float:
+    """Return how many standard errors tell a gain apart from 0, where so many are compared.
+
+    freedom: degrees of freedom of the standard error's estimate.
+    """
+    return float(student_t.isf(RISK / 2 / comparisons, freedom))
 
 
 def points(gain: float, error: float, told_apart: bool) -> str:

@@ -17,8 +17,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 from records import FOLDER as RESULTS
-from records import facts, lines, points
-from scipy.stats import t as student_t  # type: ignore[import-untyped]
+from records import RISK, facts, lines, points, told_apart_from
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.cost.work import recipe_work
@@ -29,7 +28,6 @@ from fastft.report.charts import Canvas, svg_file, svg_text
 FOLDER = Path(__file__).parent
 IMAGES = 1000  # images per epoch
 WHOLE = "complete 100%"
-RISK = 0.05  # that any bold gain in a table is wrong (Bonferroni)
 STARTS = ("other classes", "these classes")  # in study_short.jsonl: what the tower was trained on before
 CONTROL, LENGTHS = "usual head", ("10%", "20%", "40%", "100%")  # the complete schedules in study_short.yaml
 LETTER = 6.4  # width of one letter in the picture, in pixels
@@ -143,7 +141,7 @@ class Gain(NamedTuple):
 
     @classmethod
     def of(cls, by_seed: Sequence[float], scatter: Scatter, comparisons: int) -> "Gain":
-        threshold = float(student_t.isf(RISK / 2 / comparisons, scatter.freedom))
+        threshold = told_apart_from(comparisons, scatter.freedom)
         return cls(fmean(by_seed), scatter.deviation / len(by_seed) ** 0.5, threshold)
 
     @property
