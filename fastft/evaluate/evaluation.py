@@ -108,7 +108,7 @@ def evaluate_files(
         scores = [
             evaluate_model(trained, betons, world, only_present_classes, classes_by_position) for betons in opened
         ]
-        notes = [_warn_of_training_images(trained, betons) if world.is_main else "" for betons in opened]
+        notes = _warn_of_training_images(trained, opened) if world.is_main else [""] * len(opened)
     if csv is not None and world.is_main:
         write_predictions_table(scores[0].predictions, trained.outputs, opened[0].read_names(), csv)
     return [
@@ -119,14 +119,19 @@ def evaluate_files(
     ]
 
 
-def _warn_of_training_images(trained: Trained, betons: BetonSet) -> str:
-    """Say how many of these images the model was trained on: "" if it is none, or if its training images are not there."""
+def _warn_of_training_images(trained: Trained, files: Sequence[BetonSet]) -> list[str]:
+    """Say for each file how many of its images the model was trained on: "" if it is none.
+
+    All are "" if the training images are not there any more, or cannot be compared.
+    """
     try:
-        found = trained.open_training()
+        train = trained.open_training()
+        warnings = [overlap_warnings(*describe_betons(train, betons)) for betons in files]
     except UserError:
-        found = None
-    warnings = [] if found is None else overlap_warnings(*describe_betons(found, betons))
-    return ". ".join(f"{betons.title}: {warning}" for warning in warnings)
+        return [""] * len(files)
+    return [
+        ". ".join(f"{betons.title}: {said}" for said in found) for betons, found in zip(files, warnings, strict=True)
+    ]
 
 
 def eval_loader(

@@ -72,14 +72,15 @@ class Trained:
 
     def open_validation(self) -> BetonSet:
         """Open the run's validation images. Raises the same errors as `open_stored`."""
-        content = None if self.state is None else self.state.val
-        return open_stored(self.recipe, "data.val", content, self.path.parent.parent)
+        return self._open("data.val")
 
-    def open_training(self) -> BetonSet | None:
-        """Open the images that the model was trained on. None if it was not. Raises the same errors as `open_stored`."""
-        if self.state is None:
-            return None
-        return open_stored(self.recipe, "data.train", self.state.data, self.path.parent.parent)
+    def open_training(self) -> BetonSet:
+        """Open the images that the model was trained on. Raises the same errors as `open_stored`."""
+        return self._open("data.train")
+
+    def _open(self, option: str) -> BetonSet:
+        content = None if self.state is None else self.state.content_of(option)
+        return open_stored(self.recipe, option, content, self.path.parent.parent)
 
     @property
     def main_score(self) -> BestBy:

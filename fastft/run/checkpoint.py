@@ -24,6 +24,7 @@ from beton_tools.base.atomic import sync
 from beton_tools.base.errors import CORRECT, UserError, report_disk_errors
 from beton_tools.base.typed_json import Count, Document, Number, Numbers, Object, Positive, check, check_version
 from beton_tools.base.user_files import file_checksum, read_regular
+from fastft.data.warnings import listing
 from fastft.model import Arch, TimmArch
 from fastft.model.arch import MAX_STATE_BYTES, STATE
 from fastft.model.weight_files import save_tensors
@@ -315,7 +316,7 @@ def refuse_folder_of_runs(path: Path) -> None:
     """Raise UserError, which names the first runs, if a folder is no run but contains some."""
     runs = [str(folder.parent) for folder in sorted(path.glob("*/checkpoints"))]
     if runs:
-        raise UserError(f"{path} contains runs. Give one of them: {', '.join([*runs[:3], *['...'] * (len(runs) > 3)])}")
+        raise UserError(f"{path} contains runs. Give one of them: {listing(runs)}")
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 from msgspec import structs
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.manifest import Manifest
+from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
@@ -152,6 +152,9 @@ def test_images_that_the_model_was_trained_on_are_counted(tiny, tmp_path, capsys
         f"{renamed}: 48 validation images are also training images, so accuracy will be too high: astronaut/00" in said
     )
     assert evaluate_checkpoint(folder, renamed, "cpu").note in said
+    manifest = manifest_path(mine)
+    manifest.write_bytes(manifest.read_bytes()[:-200])
+    assert evaluate_checkpoint(folder, renamed, "cpu").note == ""
     mine.unlink()
     assert evaluate_checkpoint(folder, renamed, "cpu").note == ""
 

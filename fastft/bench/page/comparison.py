@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from string import ascii_uppercase
@@ -104,7 +105,7 @@ class Comparison:
         known = {identity for identity, (_, _, case) in last if case.contender()}
         return [Shared([one]) for identity, one in first if one[2].contender() and identity not in known]
 
-    @property
+    @cached_property
     def drift(self) -> str:
         """How much slower or faster the libraries that fastft is compared with are in the last file; "" if they are not.
 
@@ -239,7 +240,7 @@ def cases_of(file: File) -> list[tuple[object, tuple[File, Measure, Case]]]:
 
 
 def sentences(comparison: Comparison) -> Iterator[Markup]:
-    """State images per second on one core, the ratio to timm, how many results are better or worse, and if the machine is."""
+    """State images per second on one core, the ratio to timm, how many results are better or worse, and the drift."""
     whole = next((s for s in comparison.shared if headline_of(s.measure) and len(s.own()) > 1), None)
     if whole is not None:
         words = str(whole_setting(*whole.found[0][1:]).get("files", "images"))
